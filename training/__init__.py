@@ -1,0 +1,1 @@
+"""Parallel text in, a checkpoint out: data, model, trainer and evaluation of Dragoman."""
