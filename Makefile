@@ -1,0 +1,57 @@
+# Each target is a line or two; what it does lives in the packages. `make help` lists them.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+ADDRESS ?= 127.0.0.1:50051
+METRICS_ADDRESS ?= 127.0.0.1:9464
+TEXT ?= The function returns a null pointer.
+CONFIG ?= training/configs/en-zh.toml
+CHECKPOINT ?= runs/en-zh/averaged
+OUTPUT ?= build/en-zh
+PRECISION ?= int8
+DATA ?= ../shared/data
+PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
+
+.PHONY: help serve translate test check proto train export evaluate clean
+
+help:  ## This list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+$(VENV)/.serve: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) -e '.[cpu]' && touch $@
+
+# torch first and alone: its exact version keeps every later step from choosing another build.
+$(VENV)/.dev: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) torch==2.13.0
+	$(PIP_INSTALL) -e '.[dev]' && touch $(VENV)/.serve $@
+
+serve: $(VENV)/.serve  ## Serve the models of models/ on ADDRESS, metrics on METRICS_ADDRESS
+	@exec $(BIN)/python -m service serve --models models --address $(ADDRESS) --metrics-address $(METRICS_ADDRESS) $(ARGS)
+
+translate: $(VENV)/.serve  ## Translate TEXT through the running server (ARGS=-v for the details)
+	@$(BIN)/python -m service translate --address $(ADDRESS) $(ARGS) "$(TEXT)"
+
+test: $(VENV)/.dev  ## Every test (ARGS=... goes to pytest)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.dev  ## Lint, types, import contracts, proto
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/mypy && $(BIN)/lint-imports
+	$(BIN)/buf lint && $(BIN)/buf format --diff --exit-code
+
+proto: $(VENV)/.dev  ## Generate service/pb from proto/
+	$(BIN)/python proto/generate.py
+
+train: $(VENV)/.dev  ## Prepare the data (DATA) and train CONFIG; resumes where it stopped
+	$(BIN)/python -m training prepare $(CONFIG) --data $(DATA) && $(BIN)/python -m training train $(CONFIG)
+
+export: $(VENV)/.dev  ## Export CHECKPOINT to OUTPUT at PRECISION, verified
+	$(BIN)/python -m export $(CHECKPOINT) --output $(OUTPUT) --precision $(PRECISION) $(ARGS)
+
+evaluate: $(VENV)/.dev  ## BLEU and chrF of the served model on DATA's test sets, through gRPC, held against its card
+	@$(BIN)/python benchmarks/evaluate.py --data $(DATA) --models models $(ARGS)
+
+clean:  ## Remove the virtual environment and caches (never runs/ or models/)
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
