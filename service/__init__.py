@@ -1,0 +1,1 @@
+"""The translation service: everything between a gRPC request and the exported graphs. Never imports torch."""
