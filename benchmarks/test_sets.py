@@ -1,0 +1,42 @@
+"""The held-out sets that the default model is judged on, read from a data directory that is not part of this project."""
+
+import gzip
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestSet:
+    """Source sentences and their reference translations, line by line."""
+
+    name: str
+    sources: tuple[str, ...]
+    references: tuple[str, ...]
+
+
+def _lines(path: Path) -> tuple[str, ...]:
+    """The lines of a file, cut at line feeds alone (`splitlines` would also cut at U+2028 and the like)."""
+    return tuple(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"))
+
+
+def _paired(name: str, source: Path, target: Path) -> TestSet:
+    sources, references = _lines(source), _lines(target)
+    if len(sources) != len(references):
+        raise ValueError(f"{source} and {target} must have as many lines, but have {len(sources)} and {len(references)}.")
+    return TestSet(name=name, sources=sources, references=references)
+
+
+def _tab_separated(name: str, path: Path) -> TestSet:
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        rows = [line.rstrip("\n").split("\t") for line in lines]
+    return TestSet(name=name, sources=tuple(row[0] for row in rows), references=tuple(row[1] for row in rows))
+
+
+def english_chinese(data: Path) -> tuple[TestSet, ...]:
+    """docs-enzh test (2,000), tatoeba-enzh test (485) and FLORES dev (997) below `data`."""
+    docs, flores = data / "docs-enzh", data / "flores-enzh"
+    return (
+        _paired("docs-enzh/test", docs / "test.en", docs / "test.zh"),
+        _tab_separated("tatoeba-enzh/test", data / "tatoeba-enzh" / "test.tsv.gz"),
+        _paired("flores-enzh/dev", flores / "dev.en", flores / "dev.zh"),
+    )
