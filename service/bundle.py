@@ -1,0 +1,217 @@
+"""A bundle on disk: loaded only when every byte of it is what its maker wrote. `docs/bundle.md` describes the layout.
+
+    encoder.onnx, decoder.onnx   the graphs (`*.onnx.data` beside them where the weights are stored apart)
+    tokenizer/                   what `service.tokenizer` reads
+    manifest.json                what the bundle is, with the SHA-256 of every file above
+    manifest.sha256              the SHA-256 of manifest.json, as `sha256sum` writes it
+
+Whether the graphs have the inputs and outputs that the manifest says is checked where they are opened, in
+`service.model_runner`, with `bundle.manifest.signature`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from service.graph_signature import Architecture, GraphSignature
+from service.manifest import FORMAT_VERSION, FileRecord, Manifest, ManifestError
+from service.tokenizer import Tokenizer, TokenizerError
+
+__all__ = ["FORMAT_VERSION", "Bundle", "BundleError", "Manifest", "load_bundle", "manifest_checksum_line"]
+
+MANIFEST_NAME = "manifest.json"
+CHECKSUM_NAME = "manifest.sha256"
+ENCODER_NAME = "encoder.onnx"
+DECODER_NAME = "decoder.onnx"
+TOKENIZER_DIRECTORY = "tokenizer"
+MAX_MANIFEST_BYTES = 16 * 2**20
+
+
+class BundleError(ValueError):
+    """A bundle that must not be served; `problems` lists every reason, one sentence each."""
+
+    def __init__(self, directory: str | Path, problems: list[str]) -> None:
+        lines = "\n".join(f"  - {problem}" for problem in problems)
+        super().__init__(f"{directory} is not a bundle that can be used: {len(problems)} problem(s)\n{lines}")
+        self.problems = problems
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """A verified bundle."""
+
+    directory: Path
+    """Where it lies."""
+    manifest: Manifest
+    """What it says of itself."""
+    digest: str
+    """SHA-256 of `manifest.json`, and so of the whole bundle."""
+    tokenizer: Tokenizer
+    """Its tokenizer."""
+
+    @property
+    def encoder_path(self) -> Path:
+        """The encoder's graph."""
+        return self.directory / ENCODER_NAME
+
+    @property
+    def decoder_path(self) -> Path:
+        """The decoder's graph."""
+        return self.directory / DECODER_NAME
+
+    @property
+    def architecture(self) -> Architecture:
+        """Shapes of the model."""
+        return self.manifest.architecture
+
+    @property
+    def signature(self) -> GraphSignature:
+        """Names, axes and element types of the graphs."""
+        return self.manifest.signature
+
+
+def manifest_checksum_line(manifest: bytes) -> bytes:
+    """What `manifest.sha256` must hold for a `manifest.json` of these bytes."""
+    return f"{hashlib.sha256(manifest).hexdigest()}  {MANIFEST_NAME}\n".encode()
+
+
+def load_bundle(directory: str | Path) -> Bundle:
+    """Reads a bundle and verifies every byte of it.
+
+    Raises:
+        BundleError: listing every problem: a file missing, altered or not named in the manifest; a path that leaves
+            the directory; a symbolic link; a newer format version; a manifest that is not what it must be; a tokenizer
+            that does not load or does not fit the model.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise BundleError(directory, ["It must be a directory, but is not."])
+    problems: list[str] = []
+    present = set(_walk(directory, problems))
+    manifest_bytes = _read_small(directory / MANIFEST_NAME, problems)
+    checksum_line = _read_small(directory / CHECKSUM_NAME, problems)
+    if manifest_bytes is None:
+        raise BundleError(directory, problems)
+    if checksum_line is not None and checksum_line != manifest_checksum_line(manifest_bytes):
+        problems.append(f"The SHA-256 of {MANIFEST_NAME} must be the one in {CHECKSUM_NAME}, but is not: altered.")
+    manifest = None
+    try:
+        manifest = Manifest.from_json(manifest_bytes.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        problems.append(f"{MANIFEST_NAME} must be UTF-8, but is not: {error}")
+    except ManifestError as error:
+        problems += error.problems
+    if manifest is None:
+        raise BundleError(directory, problems)
+    problems += _check_files(directory, manifest, present)
+    if problems:  # what does not match its checksum is not opened
+        raise BundleError(directory, problems)
+    try:
+        tokenizer = Tokenizer.load(directory / TOKENIZER_DIRECTORY)
+    except TokenizerError as error:
+        raise BundleError(directory, [str(error)]) from error
+    problems = _check_tokenizer(manifest, tokenizer)
+    if problems:
+        raise BundleError(directory, problems)
+    return Bundle(
+        directory=directory, manifest=manifest, digest=hashlib.sha256(manifest_bytes).hexdigest(), tokenizer=tokenizer
+    )
+
+
+def _walk(directory: Path, problems: list[str]) -> Iterator[str]:
+    """Paths of all regular files below `directory`, with forward slashes. Anything else becomes a problem."""
+    for parent, directories, names in os.walk(directory, onerror=lambda error: problems.append(str(error))):
+        for name in sorted([*directories, *names]):
+            path = Path(parent, name)
+            relative = path.relative_to(directory).as_posix()
+            mode = path.lstat().st_mode
+            if stat.S_ISREG(mode):
+                yield relative
+            elif not stat.S_ISDIR(mode):
+                problems.append(f"{relative} must be a plain file, but is a symbolic link or something else.")
+
+
+def _read_small(path: Path, problems: list[str]) -> bytes | None:
+    """The bytes of a file that must exist and must not be huge; None with a problem otherwise."""
+    try:
+        if path.is_symlink():
+            return None  # `_walk` has said so
+        size = path.stat().st_size
+        if size > MAX_MANIFEST_BYTES:
+            problems.append(f"{path.name} must have at most {MAX_MANIFEST_BYTES} bytes, but has {size}.")
+            return None
+        return path.read_bytes()
+    except OSError as error:
+        problems.append(f"{path.name} must be readable, but is not: {error.strerror}.")
+        return None
+
+
+def _check_files(directory: Path, manifest: Manifest, present: set[str]) -> list[str]:
+    """Every difference between the files that the manifest names and those that are there."""
+    problems = []
+    for required in (ENCODER_NAME, DECODER_NAME):
+        if required not in manifest.files:
+            problems.append(f"`files` must name {required}, but does not.")
+    for extra in sorted(present - manifest.files.keys() - {MANIFEST_NAME, CHECKSUM_NAME}):
+        problems.append(f"{extra} must be named in the manifest, but is not.")
+    for name, record in manifest.files.items():
+        path_problem = _path_problem(name)
+        if path_problem:
+            problems.append(path_problem)
+        elif name not in present:
+            problems.append(f"{name} must exist, but is missing.")
+        else:
+            problems += _check_file(directory / name, name, record)
+    return problems
+
+
+def _path_problem(name: str) -> str | None:
+    """Why a path of the manifest is not allowed, or None."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or "\0" in name:
+        return f"A path in `files` must stay inside the bundle, but is {name!r}."
+    if not path.parts or path.as_posix() != name or name in (MANIFEST_NAME, CHECKSUM_NAME):
+        return f"A path in `files` must be the plain path of a file of the bundle, but is {name!r}."
+    return None
+
+
+def _check_file(path: Path, name: str, record: FileRecord) -> list[str]:
+    try:
+        size = path.stat().st_size
+        if size != record.num_bytes:
+            return [f"{name} must have {record.num_bytes} bytes, but has {size}: the file was altered."]
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        return [f"{name} must be readable, but is not: {error.strerror}."]
+    if digest != record.sha256:
+        return [f"The SHA-256 of {name} must be {record.sha256}, but is {digest}: the file was altered."]
+    return []
+
+
+def _check_tokenizer(manifest: Manifest, tokenizer: Tokenizer) -> list[str]:
+    """Whether tokenizer and model belong together."""
+    problems = []
+    architecture = manifest.architecture
+    languages = (manifest.source_language, manifest.target_language)
+    if (tokenizer.source_language, tokenizer.target_language) != languages:
+        problems.append(
+            f"The tokenizer must be for {languages[0]} to {languages[1]}, "
+            f"but is for {tokenizer.source_language} to {tokenizer.target_language}."
+        )
+    if tokenizer.source_vocab_size > architecture.source_vocabulary:
+        problems.append(
+            f"The tokenizer must have at most {architecture.source_vocabulary} source tokens, "
+            f"but has {tokenizer.source_vocab_size}."
+        )
+    if tokenizer.target_vocab_size != architecture.target_tokens:
+        problems.append(
+            f"The tokenizer must have {architecture.target_tokens} target tokens, "
+            f"but has {tokenizer.target_vocab_size}."
+        )
+    return problems

@@ -1,0 +1,249 @@
+"""Names, axes and element types of the two graphs of a bundle: the one place where they are written down.
+
+`export` builds its graphs to this signature, `service.model_runner` binds its buffers by it, and both check the
+graphs they get against it. Axes: B rows, S source positions, M positions of a row's key/value slot, D width, H heads,
+K width per head, V target vocabulary. B, S and M are dynamic; every other axis is a number.
+
+The encoder projects the keys and values of the decoder's cross-attention once for each source. The decoder makes one
+step of one token for every row; its `present_*` outputs are bound to the buffers of the `past_*` and `cross_*` inputs.
+
+Both attentions of the decoder are `com.microsoft.GroupQueryAttention`, which appends one key and value to a row's past
+and attends to everything up to it. Cross-attention has nothing to append, so the row's own last source position is
+appended once more over itself (`cross_key_last_{i}`): memory stays as it was, and each row attends to exactly its own
+source without a mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+SOURCE_MULTIPLE = 8
+"""Source positions are padded to a multiple of this, so that a sentence's bits do not depend on its neighbours."""
+
+VOCABULARY_MULTIPLE = 8
+"""The target vocabulary of the graph is padded to a multiple of this."""
+
+
+class NodeArgument(Protocol):
+    """One input or output as an ONNX Runtime session describes it."""
+
+    @property
+    def name(self) -> str:
+        """The tensor's name."""
+
+    @property
+    def type(self) -> str:
+        """Element type, as in `tensor(float)`."""
+
+    @property
+    def shape(self) -> Sequence[int | str | None]:
+        """An axis is a number, or the name of a dynamic axis."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """The numbers that decide the shapes of a model's graphs."""
+
+    width: int
+    """D: width of embeddings and layers."""
+    heads: int
+    """H: attention heads of every layer."""
+    feed_forward: int
+    """F: inner width of the position-wise networks."""
+    encoder_layers: int
+    """Layers of the encoder."""
+    decoder_layers: int
+    """Layers of the decoder."""
+    source_vocabulary: int
+    """Rows of the source embedding."""
+    target_vocabulary: int
+    """V: logits of a step, a multiple of 8."""
+    target_tokens: int
+    """Tokens of the target side's vocabulary; the graph makes logits from here up to V impossible to choose."""
+    max_positions: int
+    """Most positions of a source or a target."""
+
+    @property
+    def head_width(self) -> int:
+        """K: width of one head."""
+        return self.width // self.heads
+
+    def problems(self) -> list[str]:
+        """What is wrong with these numbers, one sentence each; empty when nothing is."""
+        found = [
+            f"`architecture.{name}` must be at least 1, but is {value}."
+            for name, value in vars(self).items()
+            if value < 1
+        ]
+        if self.heads >= 1 and self.width % self.heads:
+            found.append(f"`architecture.width` must be a multiple of `heads` {self.heads}, but is {self.width}.")
+        if self.target_vocabulary % VOCABULARY_MULTIPLE:
+            found.append(
+                f"`architecture.target_vocabulary` must be a multiple of {VOCABULARY_MULTIPLE}, "
+                f"but is {self.target_vocabulary}."
+            )
+        if self.target_tokens > self.target_vocabulary:
+            found.append(
+                f"`architecture.target_tokens` must be at most `target_vocabulary` {self.target_vocabulary}, "
+                f"but is {self.target_tokens}."
+            )
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSignature:
+    """One input or output of a graph."""
+
+    name: str
+    """The tensor's name."""
+    dtype: str
+    """NumPy's name of the element type: int64, int32 or float32."""
+    axes: tuple[int | str, ...]
+    """An axis is a number, or the letter of a dynamic one."""
+
+    def problems(self, argument: NodeArgument, where: str) -> list[str]:
+        """How `argument`, which has this name, differs from what it must be."""
+        found = []
+        wanted_type = f"tensor({_ONNX_TYPES.get(self.dtype, self.dtype)})"
+        if argument.type != wanted_type:
+            found.append(f"`{self.name}` {where} must be {wanted_type}, but is {argument.type}.")
+        if tuple(argument.shape) != self.axes:
+            found.append(f"`{self.name}` {where} must have axes {list(self.axes)}, but has {list(argument.shape)}.")
+        return found
+
+
+_ONNX_TYPES = {"int64": "int64", "int32": "int32", "float32": "float"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphSignature:
+    """Inputs and outputs of both graphs, in order. Made by `GraphSignature.of`; a manifest carries a copy."""
+
+    encoder_inputs: tuple[TensorSignature, ...]
+    """`source_ids` [B,S] padded with pad, `source_lengths` [B]."""
+    encoder_outputs: tuple[TensorSignature, ...]
+    """For each decoder layer `cross_key_{i}`, `cross_value_{i}` [B,H,S,K]."""
+    decoder_inputs: tuple[TensorSignature, ...]
+    """`target_ids` [B,1], `past_lengths` [B] (positions already cached), `source_lengths` [B], then caches by layer."""
+    decoder_outputs: tuple[TensorSignature, ...]
+    """`logits` [B,V], then the caches by layer, in the buffers they came in."""
+
+    @classmethod
+    def of(cls, architecture: Architecture) -> GraphSignature:
+        """The signature that graphs of this architecture must have."""
+        heads, head_width = architecture.heads, architecture.head_width
+        layers = range(architecture.decoder_layers)
+
+        def self_cache(name: str) -> TensorSignature:
+            return TensorSignature(name=name, dtype="float32", axes=("B", heads, "M", head_width))
+
+        def cross_cache(name: str) -> TensorSignature:
+            return TensorSignature(name=name, dtype="float32", axes=("B", heads, "S", head_width))
+
+        def cross_last(name: str) -> TensorSignature:
+            return TensorSignature(name=name, dtype="float32", axes=("B", 1, architecture.width))
+
+        def lengths(name: str) -> TensorSignature:
+            return TensorSignature(name=name, dtype="int32", axes=("B",))
+
+        decoder_inputs = [
+            TensorSignature(name="target_ids", dtype="int64", axes=("B", 1)),
+            lengths("past_lengths"),
+            lengths("source_lengths"),
+        ]
+        decoder_outputs = [TensorSignature(name="logits", dtype="float32", axes=("B", architecture.target_vocabulary))]
+        for i in layers:
+            decoder_inputs += [self_cache(past_key_self(i)), self_cache(past_value_self(i))]
+            decoder_inputs += [cross_cache(cross_key(i)), cross_cache(cross_value(i))]
+            decoder_inputs += [cross_last(cross_key_last(i)), cross_last(cross_value_last(i))]
+            decoder_outputs += [self_cache(present_key_self(i)), self_cache(present_value_self(i))]
+            decoder_outputs += [cross_cache(present_cross_key(i)), cross_cache(present_cross_value(i))]
+        return cls(
+            encoder_inputs=(
+                TensorSignature(name="source_ids", dtype="int64", axes=("B", "S")),
+                lengths("source_lengths"),
+            ),
+            encoder_outputs=tuple(
+                cross_cache(name) for i in layers for name in (cross_key(i), cross_value(i))
+            ),
+            decoder_inputs=tuple(decoder_inputs),
+            decoder_outputs=tuple(decoder_outputs),
+        )
+
+    def check_encoder(self, inputs: Sequence[NodeArgument], outputs: Sequence[NodeArgument]) -> list[str]:
+        """How an encoder session's inputs and outputs differ from this signature, one sentence each."""
+        return [
+            *_check(self.encoder_inputs, inputs, "among the encoder's inputs"),
+            *_check(self.encoder_outputs, outputs, "among the encoder's outputs"),
+        ]
+
+    def check_decoder(self, inputs: Sequence[NodeArgument], outputs: Sequence[NodeArgument]) -> list[str]:
+        """How a decoder session's inputs and outputs differ from this signature, one sentence each."""
+        return [
+            *_check(self.decoder_inputs, inputs, "among the decoder's inputs"),
+            *_check(self.decoder_outputs, outputs, "among the decoder's outputs"),
+        ]
+
+
+def _check(wanted: Sequence[TensorSignature], arguments: Sequence[NodeArgument], where: str) -> list[str]:
+    found = {argument.name: argument for argument in arguments}
+    known = {tensor.name for tensor in wanted}
+    problems = [f"`{name}` {where} is not known." for name in found if name not in known]
+    for tensor in wanted:
+        if tensor.name in found:
+            problems += tensor.problems(found[tensor.name], where)
+        else:
+            problems.append(f"`{tensor.name}` must be {where}, but is missing.")
+    return problems
+
+
+def past_key_self(layer: int) -> str:
+    """Self-attention keys of the target so far, [B,H,M,K]."""
+    return f"past_key_self_{layer}"
+
+
+def past_value_self(layer: int) -> str:
+    """Self-attention values of the target so far, [B,H,M,K]."""
+    return f"past_value_self_{layer}"
+
+
+def present_key_self(layer: int) -> str:
+    """`past_key_self` with this step's position written, [B,H,M,K]."""
+    return f"present_key_self_{layer}"
+
+
+def present_value_self(layer: int) -> str:
+    """`past_value_self` with this step's position written, [B,H,M,K]."""
+    return f"present_value_self_{layer}"
+
+
+def cross_key(layer: int) -> str:
+    """Cross-attention keys of the source, [B,H,S,K]."""
+    return f"cross_key_{layer}"
+
+
+def cross_value(layer: int) -> str:
+    """Cross-attention values of the source, [B,H,S,K]."""
+    return f"cross_value_{layer}"
+
+
+def cross_key_last(layer: int) -> str:
+    """`cross_key` at each row's last source position, heads joined, [B,1,H*K]."""
+    return f"cross_key_last_{layer}"
+
+
+def cross_value_last(layer: int) -> str:
+    """`cross_value` at each row's last source position, heads joined, [B,1,H*K]."""
+    return f"cross_value_last_{layer}"
+
+
+def present_cross_key(layer: int) -> str:
+    """`cross_key` unchanged, [B,H,S,K]."""
+    return f"present_cross_key_{layer}"
+
+
+def present_cross_value(layer: int) -> str:
+    """`cross_value` unchanged, [B,H,S,K]."""
+    return f"present_cross_value_{layer}"

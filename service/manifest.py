@@ -1,0 +1,291 @@
+"""What a bundle's `manifest.json` says, as frozen dataclasses: parsed once, every problem reported together."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from service.graph_signature import Architecture, GraphSignature
+
+FORMAT_VERSION = 1
+"""Newest format of a bundle that this build reads, and the one it writes."""
+
+
+class ManifestError(ValueError):
+    """`manifest.json` cannot be used; `problems` lists why, one sentence each."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileRecord:
+    """One file of the bundle."""
+
+    sha256: str
+    """SHA-256 of the file's bytes, in hexadecimal."""
+    num_bytes: int
+    """Size of the file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How the weights are stored and multiplied."""
+
+    operator: str
+    """Operator of the linear layers: `MatMul` or `com.microsoft.MatMulNBits`."""
+    bits: int
+    """Bits of a weight: 32 or 8."""
+    block_size: int
+    """Weights that share one scale; 0 for fp32."""
+    accuracy_level: int
+    """`accuracy_level` of MatMulNBits: 4 multiplies in int8; 0 for fp32."""
+    embedding: str
+    """How the embedding tables are stored."""
+    opset: int
+    """ONNX opset of both graphs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueParity:
+    """Numbers of one graph beside PyTorch's, over several shapes."""
+
+    shapes: tuple[str, ...]
+    """The shapes that were run, as in `B3 S16`."""
+    tolerance: float
+    """Largest difference allowed, as a share of the largest absolute value."""
+    max_difference: float
+    """Largest difference found, as a share of the largest absolute value."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tie:
+    """A sentence whose tokens differ because PyTorch itself could not tell two tokens apart."""
+
+    dataset: str
+    """Data set of the sentence."""
+    line: int
+    """Line of the sentence in the data set, counted from 1."""
+    position: int
+    """First target position that differs, counted from 0."""
+    margin: float
+    """Difference of PyTorch's two logits there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenParity:
+    """Greedy tokens of real sentences beside those of the trained model in PyTorch (fp32)."""
+
+    num_sentences: int
+    """Sentences compared."""
+    num_equal: int
+    """Sentences whose tokens are all equal."""
+    ties: tuple[Tie, ...] = ()
+    """Sentences that differ by a tie; for fp32 all that differ are listed here, or the bundle is not written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """PyTorch beside the graphs, run through the code that serves."""
+
+    encoder: ValueParity
+    """Cross-attention keys and values."""
+    decoder: ValueParity
+    """Logits of a step."""
+    tokens: TokenParity
+    """Tokens of this precision."""
+    fp32_tokens: TokenParity
+    """Tokens of the fp32 graphs exported beside it."""
+    min_sentences: int
+    """Fewest sentences that had to be compared; less than 200 only when asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """Corpus scores by sacreBLEU."""
+
+    bleu: float
+    """BLEU, 0 to 100."""
+    chrf: float
+    """chrF, 0 to 100."""
+    bleu_signature: str
+    """sacreBLEU's signature of `bleu`."""
+    chrf_signature: str
+    """sacreBLEU's signature of `chrf`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quality:
+    """Greedy translations of one data set, scored."""
+
+    dataset: str
+    """Name of the data set."""
+    num_sentences: int
+    """Sentences translated."""
+    score: Score
+    """This bundle."""
+    fp32: Score
+    """The fp32 graphs exported beside it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SameBytes:
+    """Real sentences decoded alone, together and in random company: tokens and scores must be equal to the bit."""
+
+    num_sentences: int
+    """Sentences decoded each way."""
+    ways: tuple[str, ...]
+    """The ways they were decoded."""
+    num_different: int
+    """Sentences with any bit different; a bundle is only written with 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CreatedBy:
+    """Programs that made the bundle."""
+
+    python: str
+    """Version of Python."""
+    torch: str
+    """Version of PyTorch."""
+    onnx: str
+    """Version of ONNX."""
+    onnxruntime: str
+    """Version of ONNX Runtime."""
+    processor: str
+    """Processor on which it was verified."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """All of `manifest.json`."""
+
+    format_version: int
+    """Version of the bundle's layout."""
+    name: str
+    """Name of the model, as in `en-zh`."""
+    source_language: str
+    """Language code of what it reads."""
+    target_language: str
+    """Language code of what it writes."""
+    precision: Literal["fp32", "int8"]
+    """Precision of the weights."""
+    recipe: Recipe
+    """How the weights are stored and multiplied."""
+    architecture: Architecture
+    """Shapes of the model."""
+    signature: GraphSignature
+    """Names, axes and element types of the graphs."""
+    files: Mapping[str, FileRecord]
+    """Every file of the bundle but `manifest.json` and `manifest.sha256`, by its path with forward slashes."""
+    parity: Parity | None
+    """PyTorch beside the graphs; absent only from bundles made for tests and benchmarks."""
+    quality: tuple[Quality, ...]
+    """Scores by data set."""
+    same_bytes: SameBytes | None
+    """Result of the same-bytes test; absent only from bundles made for tests and benchmarks."""
+    training_record: Mapping[str, Any]
+    """What the training wrote about itself, as it wrote it."""
+    licence: str
+    """Licence of the model, an SPDX expression or a sentence."""
+    attributions: tuple[str, ...]
+    """Lines that whoever passes the model on must pass on too."""
+    created_by: CreatedBy
+    """Programs that made the bundle."""
+
+    def to_json(self) -> str:
+        """The text of `manifest.json`."""
+        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Parses `manifest.json`.
+
+        Raises:
+            ManifestError: for bad JSON, a format version that is not known, or any field missing, unknown or wrong.
+        """
+        try:
+            fields = json.loads(text, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError) as error:
+            raise ManifestError([f"manifest.json must be JSON, but is not: {error}"]) from error
+        if not isinstance(fields, dict):
+            raise ManifestError([f"manifest.json must be a JSON object, but is a {type(fields).__name__}."])
+        version = fields.get("format_version")
+        if type(version) is not int or version < 1:
+            raise ManifestError([f"`format_version` must be a whole number of at least 1, but is {version!r}."])
+        if version > FORMAT_VERSION:
+            raise ManifestError([f"format version {version} is newer than this build reads ({FORMAT_VERSION})"])
+        problems: list[str] = []
+        manifest = _build(cls, fields, "", problems)
+        if problems:
+            raise ManifestError(problems)
+        assert isinstance(manifest, cls)
+        problems += manifest.architecture.problems()
+        if not problems and manifest.signature != GraphSignature.of(manifest.architecture):
+            problems.append("`signature` must be that of `architecture`, but is not.")
+        if problems:
+            raise ManifestError(problems)
+        return manifest
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _build(cls: type, values: Any, where: str, problems: list[str]) -> Any:
+    """A dataclass from a JSON object, or None with the reasons appended to `problems`."""
+    if not isinstance(values, dict):
+        problems.append(f"`{where.rstrip('.')}` must be an object, but is {values!r}.")
+        return None
+    hints = typing.get_type_hints(cls)
+    fields = {entry.name: entry for entry in dataclasses.fields(cls)}
+    num_before = len(problems)
+    problems += [f"`{where}{name}` is not known." for name in values.keys() - fields.keys()]
+    built: dict[str, Any] = {}
+    for name, entry in fields.items():
+        if name in values:
+            built[name] = _convert(hints[name], values[name], f"{where}{name}", problems)
+        elif entry.default is dataclasses.MISSING:
+            problems.append(f"`{where}{name}` must be given, but is missing.")
+    return cls(**built) if len(problems) == num_before else None
+
+
+def _convert(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
+    """`value` as the type `hint` asks for; a problem is appended where it is not."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        assert isinstance(hint, type)
+        return _build(hint, value, f"{where}.", problems)
+    if origin is types.UnionType and type(None) in arguments:  # X | None
+        return None if value is None else _convert(arguments[0], value, where, problems)
+    if origin is types.UnionType:
+        if type(value) not in arguments:
+            problems.append(f"`{where}` must be of type {hint}, but is {value!r}.")
+        return value
+    if origin is Literal:
+        if value not in arguments:
+            problems.append(f"`{where}` must be one of {', '.join(map(repr, arguments))}, but is {value!r}.")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list):
+            problems.append(f"`{where}` must be a list, but is {value!r}.")
+            return ()
+        return tuple(_convert(arguments[0], item, f"{where}[{i}]", problems) for i, item in enumerate(value))
+    if origin is Mapping:
+        if not isinstance(value, dict):
+            problems.append(f"`{where}` must be an object, but is {value!r}.")
+            return {}
+        if arguments[1] is Any:
+            return value
+        return {key: _convert(arguments[1], item, f"{where}[{key!r}]", problems) for key, item in value.items()}
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        problems.append(f"`{where}` must be of type {hint.__name__}, but is {value!r}.")
+    return value
