@@ -33,13 +33,16 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
             logits = (cast_hidden[rows] @ cast_weight.t()).float()  # [n,V]
             picked = logits.gather(1, targets[rows, None]).squeeze(1)  # [n]
             mean = logits.mean(dim=1)  # [n]
-            log_total = logits.logsumexp(dim=1)  # [n]
+            highest = logits.amax(dim=1, keepdim=True)  # [n,1]
+            exponential = logits.sub_(highest).exp_()  # [n,V]
+            total = exponential.sum(dim=1, keepdim=True)  # [n,1]
+            log_total = (total.log() + highest).squeeze(1)  # [n]
             plain += (log_total - picked).sum().double()
             smoothed += (log_total - (1 - smoothing) * picked - smoothing * mean).sum().double()
             if hidden_gradient is None or weight_gradient is None:
                 continue
             # d loss / d logits = softmax - (1 - smoothing) · one-hot - smoothing / V
-            gradient = logits.sub_(log_total[:, None]).exp_().sub_(spread)  # [n,V]
+            gradient = exponential.div_(total).sub_(spread)  # [n,V]
             gradient.scatter_add_(1, targets[rows, None], gradient.new_full((gradient.size(0), 1), smoothing - 1))
             cast_gradient = gradient.to(dtype)
             hidden_gradient[rows] = cast_gradient @ cast_weight
