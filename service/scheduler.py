@@ -1,0 +1,346 @@
+"""Who waits, who runs in which row, and who comes and goes at the next step.
+
+Waiting sequences are served first in, first out, and nobody overtakes: what does not fit ends the admission of a step, so
+a long sentence cannot be starved by short ones. Running sequences own rows 0..B-1 without a gap; when one leaves, the
+last row moves into its place. `plan` decides and changes nothing; `start`, `leave` and `drop` commit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+
+from service.request import FinishReason, InvalidSequenceError, Sequence
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchedulerLimits:
+    """What bounds the queue and a step."""
+
+    max_rows: int
+    """Rows of the running batch."""
+    max_source_tokens: int
+    """The longest source a sequence may have, end of sentence included."""
+    vocabulary_size: int
+    """Source token ids are 0..vocabulary_size-1."""
+    max_waiting_sequences: int = 8192
+    """Sequences that may wait for a row."""
+    max_waiting_tokens: int = 262_144
+    """Source tokens that may wait for a row, over all waiting sequences."""
+    max_encode_tokens_per_step: int = 1024
+    """Padded source tokens that one step encodes, so that running sequences do not stall behind newcomers; a single
+    longer sequence is encoded alone."""
+
+    def problems(self) -> list[str]:
+        """Every rule these limits break, in words; empty when they are sound."""
+        return [
+            f"`{name}` must be at least 1, but is {value}."
+            for name, value in (
+                ("max_rows", self.max_rows),
+                ("max_source_tokens", self.max_source_tokens),
+                ("vocabulary_size", self.vocabulary_size),
+                ("max_waiting_sequences", self.max_waiting_sequences),
+                ("max_waiting_tokens", self.max_waiting_tokens),
+                ("max_encode_tokens_per_step", self.max_encode_tokens_per_step),
+            )
+            if value < 1
+        ]
+
+
+class QueueFullError(RuntimeError):
+    """The waiting queue cannot take these sequences now; all of them are refused."""
+
+    def __init__(self, message: str, *, num_waiting_sequences: int, num_waiting_tokens: int) -> None:
+        super().__init__(message)
+        self.num_waiting_sequences = num_waiting_sequences
+        """Sequences waiting when it was refused."""
+        self.num_waiting_tokens = num_waiting_tokens
+        """Source tokens waiting when it was refused."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drop:
+    """A sequence nobody wants any more."""
+
+    sequence: Sequence
+    """Waiting or running."""
+    reason: FinishReason
+    """CANCELLED or EXPIRED."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepPlan:
+    """What the next step does before it decodes."""
+
+    drop: list[Drop]
+    """Sequences that leave, in order of arrival."""
+    admit: list[Sequence]
+    """Waiting sequences that join the batch, in order of arrival."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowMove:
+    """The cache of `source_row` belongs into `target_row`, whose owner has left."""
+
+    sequence: Sequence
+    """The sequence that moves; its `row` is `target_row` already."""
+    source_row: int
+    target_row: int
+
+
+def no_padding(source_length: int) -> int:
+    """The padded length of a source where nothing is padded."""
+    return source_length
+
+
+class Scheduler:
+    """The waiting queue and the rows. Used by one thread at a time."""
+
+    def __init__(self, limits: SchedulerLimits, *, padded_length: Callable[[int], int] = no_padding) -> None:
+        """Args:
+            limits: see there.
+            padded_length: source length to the tokens the encoder computes for it.
+
+        Raises:
+            ValueError: naming every limit that is not sound.
+        """
+        problems = limits.problems()
+        if problems:
+            raise ValueError(" ".join(problems))
+        self.limits = limits
+        self._padded_length = padded_length
+        self._waiting: OrderedDict[Sequence, None] = OrderedDict()
+        self._num_waiting_tokens = 0
+        self._running: list[Sequence] = []
+        self._num_arrived = 0
+        self._has_cancelled = False
+        # No live sequence expires before it, so a plan need not look at each; tightened whenever it looked.
+        self._earliest_deadline = math.inf
+
+    @property
+    def running(self) -> list[Sequence]:
+        """The running sequences; the one at index `i` owns row `i`. Not to be changed."""
+        return self._running
+
+    @property
+    def num_running(self) -> int:
+        """Rows in use."""
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences waiting for a row."""
+        return len(self._waiting)
+
+    @property
+    def num_waiting_tokens(self) -> int:
+        """Source tokens waiting for a row."""
+        return self._num_waiting_tokens
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits and nothing runs."""
+        return not self._waiting and not self._running
+
+    def live(self) -> list[Sequence]:
+        """Every sequence that has not left, running ones first."""
+        return [*self._running, *self._waiting]
+
+    def oldest_waiting_since(self) -> float | None:
+        """When the sequence that waits longest was submitted; None when nobody waits."""
+        oldest = next(iter(self._waiting), None)
+        return None if oldest is None else oldest.submitted_at
+
+    def check_sound(self, sequences: Iterable[Sequence]) -> None:
+        """Refuses what could never be decoded.
+
+        Raises:
+            InvalidSequenceError: naming every problem of every sequence.
+        """
+        problems = [
+            f"Sequence {index} of this call: {problem}"
+            for index, sequence in enumerate(sequences)
+            for problem in self._problems(sequence)
+        ]
+        if problems:
+            raise InvalidSequenceError(" ".join(problems))
+
+    def _problems(self, sequence: Sequence) -> list[str]:
+        problems = sequence.options.problems()
+        ids = sequence.source_ids
+        if not 1 <= len(ids) <= self.limits.max_source_tokens:
+            problems.append(
+                f"`source_ids` must have between 1 and {self.limits.max_source_tokens} tokens, but has {len(ids)}."
+            )
+        elif min(ids) < 0 or max(ids) >= self.limits.vocabulary_size:
+            problems.append(
+                f"`source_ids` must be between 0 and {self.limits.vocabulary_size - 1}, "
+                f"but reach from {min(ids)} to {max(ids)}."
+            )
+        if sequence.arrival >= 0 or sequence.is_finished:
+            problems.append("a sequence must be submitted once, but this one was submitted before.")
+        return problems
+
+    def check_room(self, sequences: Collection[Sequence], *, num_sequences: int = 0, num_tokens: int = 0) -> None:
+        """Refuses what the waiting queue cannot take now, all of it or none.
+
+        Args:
+            sequences: what asks for room.
+            num_sequences: others that were accepted but not added yet.
+            num_tokens: their source tokens.
+
+        Raises:
+            QueueFullError: when a limit would be passed.
+        """
+        waiting = len(self._waiting) + num_sequences
+        waiting_tokens = self._num_waiting_tokens + num_tokens
+        tokens = sum(sequence.num_source_tokens for sequence in sequences)
+        for name, limit, now, more in (
+            ("sequences", self.limits.max_waiting_sequences, waiting, len(sequences)),
+            ("source tokens", self.limits.max_waiting_tokens, waiting_tokens, tokens),
+        ):
+            if now + more > limit:
+                raise QueueFullError(
+                    f"At most {limit} {name} may wait, but {now} do and {more} more were asked for.",
+                    num_waiting_sequences=waiting,
+                    num_waiting_tokens=waiting_tokens,
+                )
+
+    def add(self, sequences: Iterable[Sequence], now: float) -> None:
+        """Appends sequences that `check_sound` and `check_room` let pass to the waiting queue.
+
+        One that was timed before (it waited outside) keeps its `submitted_at`.
+        """
+        for sequence in sequences:
+            sequence.arrival = self._num_arrived
+            self._num_arrived += 1
+            if math.isnan(sequence.submitted_at):
+                sequence.submitted_at = now
+            self._waiting[sequence] = None
+            self._num_waiting_tokens += len(sequence.source_ids)
+            if sequence.deadline is not None and sequence.deadline < self._earliest_deadline:
+                self._earliest_deadline = sequence.deadline
+            if sequence.is_cancelled:
+                self._has_cancelled = True
+
+    def cancel(self, sequences: Iterable[Sequence]) -> None:
+        """Marks sequences to leave at the next step; those that ended already are left as they are."""
+        for sequence in sequences:
+            if not sequence.is_finished:
+                sequence.is_cancelled = True
+                self._has_cancelled = True
+
+    def plan(self, now: float) -> StepPlan:
+        """Decides who leaves and who joins at `now`; changes nothing."""
+        drop: list[Drop] = []
+        if self._has_cancelled or now >= self._earliest_deadline:
+            for sequence in sorted(self.live(), key=lambda sequence: sequence.arrival):
+                if sequence.is_cancelled:
+                    drop.append(Drop(sequence=sequence, reason=FinishReason.CANCELLED))
+                elif sequence.deadline is not None and now >= sequence.deadline:
+                    drop.append(Drop(sequence=sequence, reason=FinishReason.EXPIRED))
+        num_free = self.limits.max_rows - len(self._running)
+        dropped: set[Sequence] = set()
+        if drop:
+            dropped = {item.sequence for item in drop}
+            num_free += sum(item.sequence.row is not None for item in drop)
+        admit: list[Sequence] = []
+        budget = self.limits.max_encode_tokens_per_step
+        for sequence in self._waiting:
+            if len(admit) == num_free:
+                break
+            if sequence in dropped:
+                continue
+            budget -= self._padded_length(len(sequence.source_ids))
+            if budget < 0 and admit:
+                break
+            admit.append(sequence)
+        return StepPlan(drop=drop, admit=admit)
+
+    def drop(self, plan: StepPlan, now: float) -> list[RowMove]:
+        """Commits `plan.drop`: its sequences end and leave.
+
+        Returns:
+            Row moves to carry out in their order.
+        """
+        if not plan.drop and not self._has_cancelled and now < self._earliest_deadline:
+            return []
+        rows: list[Sequence] = []
+        for item in plan.drop:
+            if item.sequence.row is None:
+                self._leave_queue(item.sequence)
+            else:
+                rows.append(item.sequence)
+            item.sequence.finish(item.reason, now)
+        moves = self.leave(rows)
+        self._has_cancelled = any(sequence.is_cancelled for sequence in self.live())
+        self._earliest_deadline = min(
+            (sequence.deadline for sequence in self.live() if sequence.deadline is not None), default=math.inf
+        )
+        return moves
+
+    def start(self, sequences: Iterable[Sequence], now: float) -> None:
+        """Commits `plan.admit`: its sequences leave the queue and own the next free rows.
+
+        Raises:
+            RuntimeError: when no row is free or a sequence does not wait: a bug.
+        """
+        for sequence in sequences:
+            if len(self._running) >= self.limits.max_rows:
+                raise RuntimeError(f"At most {self.limits.max_rows} sequences may run, but one more was started.")
+            self._leave_queue(sequence)
+            sequence.row = len(self._running)
+            sequence.admitted_at = now
+            self._running.append(sequence)
+
+    def discard(self, sequences: Iterable[Sequence]) -> None:
+        """Takes waiting sequences out of the queue without a row: their encoder run failed."""
+        for sequence in sequences:
+            self._leave_queue(sequence)
+
+    def leave(self, sequences: Collection[Sequence]) -> list[RowMove]:
+        """Takes running sequences out of their rows and closes the gaps with the last rows.
+
+        Returns:
+            Row moves to carry out in their order.
+
+        Raises:
+            RuntimeError: when a sequence does not own the row it names: a bug.
+        """
+        if not sequences:
+            return []
+        for sequence in sequences:
+            if sequence.row is None or self._running[sequence.row] is not sequence:
+                raise RuntimeError(f"Sequence {sequence.arrival} must own the row it leaves, but names {sequence.row}.")
+        gaps = sorted((sequence.row for sequence in sequences if sequence.row is not None), reverse=True)
+        for sequence in sequences:
+            sequence.row = None
+        moves: list[RowMove] = []
+        # From the highest gap down, the last row is never itself a gap that is still open.
+        for gap in gaps:
+            last = self._running.pop()
+            if gap < len(self._running):
+                moves.append(RowMove(sequence=last, source_row=len(self._running), target_row=gap))
+                last.row = gap
+                self._running[gap] = last
+        return moves
+
+    def clear(self) -> list[Sequence]:
+        """Empties the queue and the rows, without a look at what is in them; returns what was."""
+        everybody = self.live()
+        for sequence in self._running:
+            sequence.row = None
+        self._running.clear()
+        self._waiting.clear()
+        self._num_waiting_tokens = 0
+        self._has_cancelled = False
+        self._earliest_deadline = math.inf
+        return everybody
+
+    def _leave_queue(self, sequence: Sequence) -> None:
+        if sequence not in self._waiting:
+            raise RuntimeError(f"Sequence {sequence.arrival} must wait to leave the queue, but does not.")
+        del self._waiting[sequence]
+        self._num_waiting_tokens -= len(sequence.source_ids)
