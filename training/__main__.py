@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from service.tokenizer import TokenizerError
-from training.config import Config, ConfigError, load_config
-from training.corpus import CorpusError
+from training.config import Config, load_config
+
+INTERRUPTED_STATUS = 130
 
 DESCRIPTION = """\
 Trains a translation model from parallel text. The usual course, for the toy that learns in seconds:
@@ -38,7 +40,8 @@ and writes the encoded pairs to RUN/prepared. Malformed lines are counted and li
 
 TRAIN = """\
 Trains until the updates or seconds of the configuration are used up. Ctrl-C or SIGTERM saves a checkpoint and leaves;
-the same command again goes on from the newest checkpoint as if nothing had happened.
+the same command again goes on from the newest checkpoint as if nothing had happened. Exit status: 0 when training
+ended, 130 when it was interrupted, 1 when it diverged.
 
   python -m training train training/configs/en-zh.toml
   torchrun --nproc-per-node 2 -m training train training/configs/en-zh.toml
@@ -111,11 +114,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run_command(arguments: argparse.Namespace) -> int:
     """Runs the parsed command; returns the exit status."""
+    if arguments.command == "toy-data":
+        return _toy_data(arguments)
     config = load_config(arguments.config)
-    run_directory = arguments.run or Path("runs") / config.name
-    if arguments.command == "prepare":
-        return _prepare(config, run_directory, arguments)
-    raise AssertionError(arguments.command)
+    run_directory: Path = arguments.run or Path("runs") / config.name
+    return _COMMANDS[arguments.command](config, run_directory, arguments)
 
 
 def _prepare(config: Config, run_directory: Path, arguments: argparse.Namespace) -> int:
@@ -126,12 +129,103 @@ def _prepare(config: Config, run_directory: Path, arguments: argparse.Namespace)
     return 0
 
 
-def main() -> int:
-    """Entry point; problems of the user's making are said in words, without a trace."""
-    arguments = build_parser().parse_args()
+def _train(config: Config, run_directory: Path, _arguments: argparse.Namespace) -> int:
+    from training.trainer import StopReason, TrainingDiverged, train
+
     try:
-        return run_command(arguments)
-    except (ConfigError, CorpusError, TokenizerError, FileNotFoundError, FileExistsError, ValueError) as error:
+        reason = train(config, run_directory)
+    except TrainingDiverged as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if int(os.environ.get("RANK", "0")) == 0:
+        print({
+            StopReason.FINISHED: "finished",
+            StopReason.EARLY: f"stopped early: {config.train.patience} validations brought nothing better",
+            StopReason.INTERRUPTED: "interrupted and saved; the same command goes on from here",
+        }[reason])
+    return INTERRUPTED_STATUS if reason is StopReason.INTERRUPTED else 0
+
+
+def _average(config: Config, run_directory: Path, arguments: argparse.Namespace) -> int:
+    from training.checkpoint import average_checkpoints, list_checkpoints
+    from training.run_files import RunPaths
+
+    paths = RunPaths(directory=run_directory)
+    num_last = config.train.average_last if arguments.last is None else arguments.last
+    if num_last < 1:
+        raise ValueError(f"`--last` must be at least 1, but is {num_last}.")
+    checkpoints = list_checkpoints(paths.checkpoints)[-num_last:]
+    if not checkpoints:
+        raise FileNotFoundError(f"{paths.checkpoints} must hold a checkpoint, but holds none: run `train` first.")
+    output = arguments.output or paths.averaged
+    average_checkpoints(checkpoints, output)
+    print(f"{output}: mean of {', '.join(path.name for path in checkpoints)}")
+    return 0
+
+
+def _evaluate(config: Config, run_directory: Path, arguments: argparse.Namespace) -> int:
+    from training.checkpoint import load_model
+    from training.evaluate import decode_options, evaluate_sets, results_json
+
+    beam_size = arguments.beam_size
+    if beam_size is not None and not 1 <= beam_size <= 64:
+        raise ValueError(f"`--beam-size` must be between 1 and 64, but is {beam_size}.")
+    if not config.evaluate.test:
+        raise ValueError(f"`evaluate.test` in {arguments.config} must name a test set, but is empty.")
+    checkpoint = arguments.checkpoint or _checkpoint_to_evaluate(run_directory)
+    model, tokenizer, _ = load_model(checkpoint)
+    if config.train.threads:
+        import torch
+
+        torch.set_num_threads(config.train.threads)
+    root = arguments.data or Path(config.data.root)
+    results = evaluate_sets(model, tokenizer, config.evaluate.test, root, config.evaluate, beam_size=beam_size)
+    text = results_json(checkpoint, decode_options(config.evaluate, beam_size), results)
+    output = arguments.output or run_directory / "evaluation.json"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(text, encoding="utf-8")
+    print(text, end="")
+    return 0
+
+
+def _checkpoint_to_evaluate(run_directory: Path) -> Path:
+    """The averaged checkpoint of a run, else its best, else its newest; FileNotFoundError when there is none."""
+    from training.checkpoint import checkpoint_name, list_checkpoints, load_trainer_state
+    from training.run_files import RunPaths
+
+    paths = RunPaths(directory=run_directory)
+    if paths.averaged.is_dir():
+        return paths.averaged
+    checkpoints = list_checkpoints(paths.checkpoints)
+    if not checkpoints:
+        raise FileNotFoundError(f"{paths.checkpoints} must hold a checkpoint, but holds none: run `train` first.")
+    _, _, state, _ = load_trainer_state(checkpoints[-1])
+    best = paths.checkpoints / checkpoint_name(state.best_update)
+    return best if best.is_dir() else checkpoints[-1]
+
+
+def _toy_data(arguments: argparse.Namespace) -> int:
+    from training.toy import write_toy_data
+
+    for path in write_toy_data(arguments.directory):
+        print(path)
+    return 0
+
+
+_COMMANDS: dict[str, Callable[[Config, Path, argparse.Namespace], int]] = {
+    "prepare": _prepare,
+    "train": _train,
+    "average": _average,
+    "evaluate": _evaluate,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; problems of the user's making are said in words, without a trace."""
+    parsed = build_parser().parse_args(arguments)
+    try:
+        return run_command(parsed)
+    except (ValueError, FileNotFoundError, FileExistsError) as error:  # all of the project's own errors are ValueErrors
         print(f"error: {error}", file=sys.stderr)
         return 2
 
