@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-CHUNK_POSITIONS = 512
+CHUNK_POSITIONS = 256
 
 
 class _ProjectedCrossEntropy(torch.autograd.Function):
