@@ -86,7 +86,7 @@ class Engine:
             for name, value, most in (
                 ("max_rows", limits.max_rows, runner.max_rows),
                 ("max_source_tokens", limits.max_source_tokens, runner.max_source_tokens),
-                ("vocabulary_size", limits.vocabulary_size, runner.vocabulary_size),
+                ("source_vocabulary_size", limits.source_vocabulary_size, runner.source_vocabulary_size),
             )
             if value > most
         ]
@@ -113,7 +113,7 @@ class Engine:
         limits = SchedulerLimits(
             max_rows=runner.max_rows,
             max_source_tokens=runner.max_source_tokens,
-            vocabulary_size=runner.vocabulary_size,
+            source_vocabulary_size=runner.source_vocabulary_size,
             max_waiting_sequences=max_waiting_sequences,
             max_waiting_tokens=max_waiting_tokens,
             max_encode_tokens_per_step=max_encode_tokens_per_step,
@@ -281,8 +281,7 @@ class Engine:
         leaving: list[Sequence] = []
         for sequence, outcome in zip(rows, decided, strict=True):
             sequence.num_steps += 1
-            if num_rows > sequence.max_rows_shared:
-                sequence.max_rows_shared = num_rows
+            sequence.max_rows_shared = max(sequence.max_rows_shared, num_rows)
             if isinstance(outcome, Exception):
                 self._fail([sequence], outcome)
                 leaving.append(sequence)
@@ -322,4 +321,3 @@ class Engine:
         for sequence in sequences:
             sequence.finish(FinishReason.FAILED, now, error)
             self._finished.append(sequence)
-

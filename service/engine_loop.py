@@ -8,26 +8,26 @@ from __future__ import annotations
 
 import enum
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable
 
 from service.engine import Engine, StepReport
-from service.request import FinishReason, Sequence
+from service.request import Sequence
 
 logger = logging.getLogger(__name__)
 
-type_of_deliver = Callable[[list[Sequence]], None]
-
 
 class DrainingError(RuntimeError):
-    """The loop takes no new work: it drains, has stopped or was never started."""
+    """The loop takes no new work: it drains or has stopped."""
 
 
 class LoopState(enum.Enum):
     """Where the loop stands in its life."""
 
     NEW = "new"
+    """Not started; what is submitted waits."""
     RUNNING = "running"
     DRAINING = "draining"
     """No new work; what was accepted is decoded."""
@@ -61,25 +61,26 @@ class EngineLoop:
         name: str = "engine",
     ) -> None:
         """Args:
-            engine: not to be touched by others from now on.
-            deliver: called in the engine's thread, once a step that ended sequences, with all of them; it must see to
-                it that each one's `on_finished` is called, and return at once. An asyncio side passes one that calls
-                `call_soon_threadsafe` once.
-            observe: called in the engine's thread after each step, before `deliver`.
-            clock: monotonic seconds, the engine's.
-            name: of the thread.
+        engine: not to be touched by others from now on.
+        deliver: called in the engine's thread, once a step that ended sequences, with all of them; it must see to
+            it that each one's `on_finished` is called, and return at once. An asyncio side passes one that calls
+            `call_soon_threadsafe` once.
+        observe: called in the engine's thread after each step, before `deliver`.
+        clock: monotonic seconds, the engine's.
+        name: of the thread.
         """
         self._engine = engine
         self._deliver = deliver
         self._observe = observe
         self._clock = clock
-        self._changed = threading.Condition()  # guards everything below
+        self._changed = threading.Condition()  # guards everything below but the thread
         self._state = LoopState.NEW
         self._submitted: list[Sequence] = []
         self._num_submitted_tokens = 0
         self._cancelled: list[Sequence] = []
-        self._is_asleep = True
+        self._is_asleep = True  # nothing to do, and everything that ended was delivered
         self._heartbeat = clock()
+        self._oldest_waiting_since: float | None = None
         self._num_consecutive_failures = 0
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -99,28 +100,48 @@ class EngineLoop:
         return self._engine.scheduler.num_waiting + len(self._submitted)
 
     @property
+    def num_waiting_tokens(self) -> int:
+        """Source tokens that wait for a row, as of about now."""
+        return self._engine.scheduler.num_waiting_tokens + self._num_submitted_tokens
+
+    @property
     def num_consecutive_failures(self) -> int:
-        """Steps in a row whose encoder run or decoding step failed; any other step that ran something resets it."""
+        """Steps in a row whose encoder run or decoding step failed; a step that ran without a failure resets it."""
         return self._num_consecutive_failures
 
     def oldest_wait_seconds(self) -> float:
         """How long the sequence that waits longest has waited, as of about now; 0.0 when nobody waits."""
-        raise NotImplementedError
+        with self._changed:
+            since = self._oldest_waiting_since
+            if since is None and self._submitted:
+                since = self._submitted[0].submitted_at
+        return 0.0 if since is None else max(0.0, self._clock() - since)
 
     def stalled_seconds(self) -> float:
-        """Seconds since the loop last made progress while it had work; 0.0 when it is idle or was stopped in order.
+        """Seconds since the loop last made progress while it had work; 0.0 when it has none or was stopped in order.
 
         Liveness: a value above any honest step's duration, or infinity (the thread died), asks for a restart.
         """
-        raise NotImplementedError
+        with self._changed:
+            if self._state in {LoopState.NEW, LoopState.STOPPED}:
+                return 0.0
+            if not self._thread.is_alive():
+                return math.inf
+            has_work = not self._is_asleep or bool(self._submitted)
+            return max(0.0, self._clock() - self._heartbeat) if has_work else 0.0
 
     def start(self) -> None:
         """Starts the thread.
 
         Raises:
-            RuntimeError: when it was started before.
+            RuntimeError: when it was started before, or stopped.
         """
-        raise NotImplementedError
+        with self._changed:
+            if self._state is not LoopState.NEW:
+                raise RuntimeError(f"The engine loop must be new to be started, but is {self._state.value}.")
+            self._state = LoopState.RUNNING
+            self._heartbeat = self._clock()
+            self._thread.start()
 
     def submit(self, sequences: Collection[Sequence]) -> None:
         """Accepts sequences, all of them or none; returns at once.
@@ -130,15 +151,33 @@ class EngineLoop:
             InvalidSequenceError: when one can never be decoded; names every problem.
             QueueFullError: when the waiting queue cannot take them now.
         """
-        raise NotImplementedError
+        scheduler = self._engine.scheduler
+        with self._changed:
+            if self._state not in {LoopState.NEW, LoopState.RUNNING}:
+                raise DrainingError(f"The engine loop must be running to take work, but is {self._state.value}.")
+            scheduler.check_sound(sequences)
+            scheduler.check_room(sequences, num_sequences=len(self._submitted), num_tokens=self._num_submitted_tokens)
+            now = self._clock()
+            if self._is_asleep and not self._submitted:
+                self._heartbeat = now
+            for sequence in sequences:
+                sequence.submitted_at = now
+                self._num_submitted_tokens += len(sequence.source_ids)
+            self._submitted.extend(sequences)
+            self._changed.notify_all()
 
     def cancel(self, sequences: Iterable[Sequence]) -> None:
         """Makes sequences leave by the next step; they are delivered with CANCELLED unless they ended before."""
-        raise NotImplementedError
+        with self._changed:
+            self._cancelled.extend(sequences)
+            self._changed.notify_all()
 
     def begin_drain(self) -> None:
         """Refuses new work from now on; accepted work goes on."""
-        raise NotImplementedError
+        with self._changed:
+            if self._state in {LoopState.NEW, LoopState.RUNNING}:
+                self._state = LoopState.DRAINING
+            self._changed.notify_all()
 
     def drain(self, timeout_seconds: float) -> bool:
         """Refuses new work and waits until accepted work has ended and was delivered. Not for the asyncio thread.
@@ -146,12 +185,97 @@ class EngineLoop:
         Returns:
             Whether it ended within the time.
         """
-        raise NotImplementedError
+        self.begin_drain()
+        with self._changed:
+            return self._changed.wait_for(lambda: self._is_asleep and not self._submitted, timeout_seconds)
 
-    def stop(self) -> None:
+    def stop(self, timeout_seconds: float = 10.0) -> bool:
         """Ends the thread after the step at hand and waits for it; what has not ended is delivered with FAILED and
-        a `DrainingError`. Calling it again does nothing."""
-        raise NotImplementedError
+        a `DrainingError`. Calling it again does nothing.
+
+        Returns:
+            Whether the thread ended within the time.
+        """
+        with self._changed:
+            was_started = self._thread.ident is not None
+            was_stopped = self._state is LoopState.STOPPED
+            self._state = LoopState.STOPPED
+            self._changed.notify_all()
+        if was_started:
+            self._thread.join(timeout_seconds)
+            return not self._thread.is_alive()
+        if not was_stopped:
+            self._fail_the_rest()
+        return True
 
     def _run(self) -> None:
-        raise NotImplementedError
+        while self._wait_for_work():
+            try:
+                report = self._engine.step()
+            except Exception as error:
+                # Not a failure of the runner, which a step ends well, but a bug: what the engine holds is not trusted.
+                logger.exception("The engine's step broke off; every sequence in it fails.")
+                self._num_consecutive_failures += 1
+                self._hand_over(self._engine.fail_all(error))
+                continue
+            self._count_failures(report)
+            try:
+                self._observe(report)
+            except Exception:
+                logger.exception("The observer of the engine's steps failed.")
+            self._hand_over(report.finished)
+        self._fail_the_rest()
+
+    def _wait_for_work(self) -> bool:
+        """Takes over what came in; sleeps while there is nothing to do. False: the loop is to end."""
+        scheduler = self._engine.scheduler
+        with self._changed:
+            self._heartbeat = self._clock()
+            while True:
+                self._take_over()
+                if self._state is LoopState.STOPPED:
+                    return False
+                if not scheduler.is_idle:
+                    self._is_asleep = False
+                    return True
+                self._is_asleep = True
+                self._changed.notify_all()  # whoever drains
+                self._changed.wait()
+
+    def _take_over(self) -> None:
+        scheduler = self._engine.scheduler
+        if self._submitted:
+            scheduler.add(self._submitted, self._clock())
+            self._submitted = []
+            self._num_submitted_tokens = 0
+        if self._cancelled:
+            scheduler.cancel(self._cancelled)
+            self._cancelled = []
+        self._oldest_waiting_since = scheduler.oldest_waiting_since()
+
+    def _count_failures(self, report: StepReport) -> None:
+        if report.encode_error or report.decode_error:
+            self._num_consecutive_failures += 1
+            for what, error in (("encoder run", report.encode_error), ("decoding step", report.decode_error)):
+                if error is not None:
+                    logger.error("The %s failed: %s: %s", what, type(error).__name__, error)
+        elif report.num_rows:
+            self._num_consecutive_failures = 0
+
+    def _hand_over(self, finished: list[Sequence]) -> None:
+        if not finished:
+            return
+        try:
+            self._deliver(finished)
+        except Exception:
+            logger.exception("Delivering %d finished sequences failed.", len(finished))
+
+    def _fail_the_rest(self) -> None:
+        with self._changed:
+            self._take_over()
+            rest = self._engine.fail_all(DrainingError("The engine loop was stopped before this sequence ended."))
+            self._is_asleep = True
+            self._oldest_waiting_since = None
+        self._hand_over(rest)
+        with self._changed:
+            self._changed.notify_all()

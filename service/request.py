@@ -1,8 +1,8 @@
 """What one segment asks of the engine, and everything that becomes known about it on the way.
 
-A `Sequence` is the one object of a segment in flight: the edge makes it, the scheduler queues it, the engine decodes it
-and it comes back with its tokens, scores, finish reason and timings. Nothing here knows gRPC, ONNX Runtime, a clock or a
-thread; times are seconds of one monotonic clock that the caller chooses.
+A `Sequence` is the one object of a segment in flight: the edge makes it, the scheduler queues it, the engine decodes
+it and it comes back with its tokens, scores, finish reason and timings. Nothing here knows gRPC, ONNX Runtime, a clock
+or a thread; times are seconds of one monotonic clock that the caller chooses.
 """
 
 from __future__ import annotations

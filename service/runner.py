@@ -68,8 +68,8 @@ class Runner(Protocol):
         ...
 
     @property
-    def vocabulary_size(self) -> int:
-        """Token ids are 0..vocabulary_size-1."""
+    def source_vocabulary_size(self) -> int:
+        """Source token ids are 0..source_vocabulary_size-1."""
         ...
 
     def padded_length(self, source_length: int) -> int:

@@ -1,8 +1,8 @@
 """Who waits, who runs in which row, and who comes and goes at the next step.
 
-Waiting sequences are served first in, first out, and nobody overtakes: what does not fit ends the admission of a step, so
-a long sentence cannot be starved by short ones. Running sequences own rows 0..B-1 without a gap; when one leaves, the
-last row moves into its place. `plan` decides and changes nothing; `start`, `leave` and `drop` commit.
+Waiting sequences are served first in, first out, and nobody overtakes: what does not fit ends the admission of a step,
+so a long sentence cannot be starved by short ones. Running sequences own rows 0..B-1 without a gap; when one leaves,
+the last row moves into its place. `plan` decides and changes nothing; `drop`, `start`, `discard` and `leave` commit.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class SchedulerLimits:
     """Rows of the running batch."""
     max_source_tokens: int
     """The longest source a sequence may have, end of sentence included."""
-    vocabulary_size: int
-    """Source token ids are 0..vocabulary_size-1."""
+    source_vocabulary_size: int
+    """Source token ids are 0..source_vocabulary_size-1."""
     max_waiting_sequences: int = 8192
     """Sequences that may wait for a row."""
     max_waiting_tokens: int = 262_144
@@ -40,7 +40,7 @@ class SchedulerLimits:
             for name, value in (
                 ("max_rows", self.max_rows),
                 ("max_source_tokens", self.max_source_tokens),
-                ("vocabulary_size", self.vocabulary_size),
+                ("source_vocabulary_size", self.source_vocabulary_size),
                 ("max_waiting_sequences", self.max_waiting_sequences),
                 ("max_waiting_tokens", self.max_waiting_tokens),
                 ("max_encode_tokens_per_step", self.max_encode_tokens_per_step),
@@ -159,11 +159,14 @@ class Scheduler:
         Raises:
             InvalidSequenceError: naming every problem of every sequence.
         """
+        given = list(sequences)
         problems = [
             f"Sequence {index} of this call: {problem}"
-            for index, sequence in enumerate(sequences)
+            for index, sequence in enumerate(given)
             for problem in self._problems(sequence)
         ]
+        if len(set(given)) < len(given):
+            problems.append("A sequence must be submitted once, but one is there more than once.")
         if problems:
             raise InvalidSequenceError(" ".join(problems))
 
@@ -174,12 +177,12 @@ class Scheduler:
             problems.append(
                 f"`source_ids` must have between 1 and {self.limits.max_source_tokens} tokens, but has {len(ids)}."
             )
-        elif min(ids) < 0 or max(ids) >= self.limits.vocabulary_size:
+        elif min(ids) < 0 or max(ids) >= self.limits.source_vocabulary_size:
             problems.append(
-                f"`source_ids` must be between 0 and {self.limits.vocabulary_size - 1}, "
+                f"`source_ids` must be between 0 and {self.limits.source_vocabulary_size - 1}, "
                 f"but reach from {min(ids)} to {max(ids)}."
             )
-        if sequence.arrival >= 0 or sequence.is_finished:
+        if sequence.arrival >= 0 or not math.isnan(sequence.submitted_at) or sequence.is_finished:
             problems.append("a sequence must be submitted once, but this one was submitted before.")
         return problems
 

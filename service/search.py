@@ -1,7 +1,6 @@
 """Which token a sequence takes next, and whether that ends it.
 
-A search decides and changes nothing: the engine commits what it decided. Greedy search takes the best candidate. (A search
-that keeps several hypotheses of a sentence will own several rows and answer with more than one advance.)
+A search decides and changes nothing: the engine commits what it decided. Greedy search takes the best candidate.
 """
 
 from __future__ import annotations
