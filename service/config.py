@@ -1,0 +1,345 @@
+"""What the server is told: a TOML file, then the environment, then flags; each overrides the one before.
+
+Every setting has one name everywhere: `max_rows` below `[engine]` in the file, `DRAGOMAN_MAX_ROWS` in the environment,
+`--max-rows` on the command line. `load_config` checks all of them once and reports every problem together.
+"""
+
+import argparse
+import ast
+import dataclasses
+import functools
+import inspect
+import json
+import re
+import textwrap
+import tomllib
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ENVIRONMENT_PREFIX = "DRAGOMAN_"
+# Kubernetes puts such variables into every container for a Service called dragoman; they are not meant for us.
+_KUBERNETES_LINK = re.compile(r"(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT\w*|PORT(?:_\d+_\w+)?)")
+_TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; `problems` lists every reason, one sentence each."""
+
+    def __init__(self, problems: list[str]) -> None:
+        lines = "\n".join(f"  - {problem}" for problem in problems)
+        super().__init__(f"The configuration has {len(problems)} problem(s):\n{lines}")
+        self.problems = problems
+
+
+def _setting(
+    default: Any, *, least: float | None = None, most: float | None = None, choices: tuple[str, ...] = ()
+) -> Any:
+    """A field with the values it may have."""
+    return field(default=default, metadata={"least": least, "most": most, "choices": choices})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """Where the server listens and how it treats connections."""
+
+    address: str = "127.0.0.1:50051"
+    """host:port of gRPC; port 0 lets the system choose."""
+    metrics_address: str = "127.0.0.1:9464"
+    """host:port of the Prometheus page; empty: none."""
+    models: str = "models"
+    """Directory whose sub-directories with a manifest.json are served."""
+    reflection: bool = True
+    """Whether tools such as grpcurl may ask for the interface."""
+    max_message_bytes: int = _setting(4 * 2**20, least=1024, most=2**31 - 1)
+    """Largest request message taken; replies are not limited here."""
+    keepalive_seconds: float = _setting(60.0, least=1)
+    """How long a connection may be silent before the server pings it."""
+    keepalive_timeout_seconds: float = _setting(20.0, least=1)
+    """How long an answer to that ping may take before the connection is closed."""
+    min_ping_seconds: float = _setting(10.0, least=0)
+    """Pings of a client that come faster than this get the connection closed."""
+    max_connection_age_seconds: float = _setting(600.0, least=0)
+    """After this (give or take a tenth) a client is asked to connect again, and so finds new servers; 0: never."""
+    max_connection_age_grace_seconds: float = _setting(120.0, least=0)
+    """How long calls of such a connection may still run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LimitsConfig:
+    """What a caller may ask for, and how much may wait."""
+
+    max_contents: int = _setting(1024, least=1)
+    """Items of one call."""
+    max_characters_per_item: int = _setting(100_000, least=1)
+    """Characters (code points) of one item."""
+    max_concurrent_calls: int = _setting(1024, least=1)
+    """Translate calls that may be in progress; more are refused at once."""
+    max_waiting_segments: int = _setting(65_536, least=1)
+    """Segments that may wait for a row, of all callers together. An item of 100,000 characters has at most 50,000."""
+    max_waiting_tokens: int = _setting(524_288, least=1)
+    """Source tokens that may wait, of all callers together. 100,000 characters have at most some 410,000."""
+    retry_seconds: float = _setting(0.5, least=0.001)
+    """When a refused caller is told to try again, at first; it grows with the work that waits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """The decoding loop."""
+
+    max_rows: int = _setting(64, least=1, most=4096)
+    """Sentences decoded together at most: rows of the slab of keys and values."""
+    max_source_tokens: int = _setting(0, least=0)
+    """Source tokens of a segment, end of sentence included; longer sentences are split. 0: what the model takes."""
+    max_target_tokens: int = _setting(0, least=0)
+    """Target tokens of a segment, end of sentence included. 0: what the model can make."""
+    max_encode_tokens: int = _setting(1024, least=1)
+    """Source tokens, padding included, that may be encoded between two decoding steps, so that running sentences go on."""
+    num_threads: int = _setting(0, least=0, most=1024)
+    """Threads of the graphs. 0: the cores this process may use, by its cgroup and affinity."""
+    allow_spinning: bool = False
+    """Whether idle threads of the graphs wait busily: faster where cores are free, slower where callers need them."""
+    provider: str = _setting("cpu", choices=("cpu", "cuda"))
+    """Where the graphs run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShutdownConfig:
+    """How the server stops."""
+
+    shutdown_delay_seconds: float = _setting(5.0, least=0)
+    """How long after SIGTERM calls are still taken, until the world has seen that readiness is off. Not after Ctrl-C."""
+    drain_seconds: float = _setting(20.0, least=0)
+    """How long running calls may take to finish after that."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogsConfig:
+    """What is written to stderr."""
+
+    log_format: str = _setting("json", choices=("json", "text"))
+    """One JSON object a line, or lines for people."""
+    log_level: str = _setting("info", choices=("debug", "info", "warning", "error"))
+    """Least severity written."""
+    log_requests: bool = False
+    """Whether every call is written (never its text); failures of the server always are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """All settings of a server."""
+
+    server: ServerConfig = ServerConfig()
+    """Where it listens."""
+    limits: LimitsConfig = LimitsConfig()
+    """What callers may ask for."""
+    engine: EngineConfig = EngineConfig()
+    """The decoding loop."""
+    shutdown: ShutdownConfig = ShutdownConfig()
+    """How it stops."""
+    logs: LogsConfig = LogsConfig()
+    """What it writes."""
+
+    def to_toml(self) -> str:
+        """These settings as a file that `load_config` reads."""
+        blocks = []
+        for section in dataclasses.fields(self):
+            lines = [f"[{section.name}]"]
+            values = dataclasses.asdict(getattr(self, section.name))
+            lines += [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in values.items()]
+            blocks.append("\n".join(lines) + "\n")
+        return "\n".join(blocks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One setting, as the command line and the documentation show it."""
+
+    section: str
+    """Table of the TOML file."""
+    name: str
+    """Key in that table."""
+    kind: type
+    """str, int, float or bool."""
+    default: str | int | float | bool
+    """Value when nothing is said."""
+    help: str
+    """The field's docstring."""
+    least: float | None
+    """Smallest value allowed."""
+    most: float | None
+    """Largest value allowed."""
+    choices: tuple[str, ...]
+    """The values allowed, where they are few."""
+
+    @property
+    def flag(self) -> str:
+        """Its name on the command line."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        """Its name in the environment."""
+        return ENVIRONMENT_PREFIX + self.name.upper()
+
+    def problem(self, value: Any, where: str) -> str | None:
+        """Why `value` is not allowed, or None."""
+        named = f"`{self.name}` ({where})"
+        if type(value) is not self.kind and not (self.kind is float and type(value) is int):
+            kinds = {str: "a string", int: "a whole number", float: "a number", bool: "true or false"}
+            return f"{named} must be {kinds[self.kind]}, but is {value!r}."
+        if self.choices and value not in self.choices:
+            return f"{named} must be one of {', '.join(self.choices)}, but is {value!r}."
+        if self.least is not None and not value >= self.least:  # not >=: NaN is refused too
+            return f"{named} must be at least {self.least}, but is {value}."
+        if self.most is not None and value > self.most:
+            return f"{named} must be at most {self.most}, but is {value}."
+        if self.kind is float and value == float("inf"):
+            return f"{named} must be finite, but is {value}."
+        if self.name.endswith("address") and (value or self.name == "address"):
+            return _address_problem(value, named)
+        return None
+
+    def parse(self, text: str) -> Any:
+        """The value that a text of the environment or the command line means; the text itself when it means none, which
+        `problem` then reports."""
+        try:
+            if self.kind is bool:
+                lowered = text.strip().lower()
+                return True if lowered in _TRUE else False if lowered in _FALSE else text
+            return self.kind(text)
+        except ValueError:
+            return text
+
+
+def _address_problem(value: str, named: str) -> str | None:
+    host, _, port = value.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        return f"{named} must be host:port, but is {value!r}."
+    return None
+
+
+@functools.cache
+def settings() -> dict[str, Setting]:
+    """Every setting by its name, in the order of the file."""
+    found: dict[str, Setting] = {}
+    for section in dataclasses.fields(Config):
+        section_type = typing.cast(type, section.type)
+        helps = _field_docstrings(section_type)
+        for entry in dataclasses.fields(section_type):
+            assert entry.name not in found, f"two settings are called {entry.name}"
+            found[entry.name] = Setting(
+                section=section.name,
+                name=entry.name,
+                kind=typing.cast(type, entry.type),
+                default=entry.default,
+                help=helps[entry.name],
+                least=entry.metadata.get("least"),
+                most=entry.metadata.get("most"),
+                choices=entry.metadata.get("choices", ()),
+            )
+    return found
+
+
+def _field_docstrings(cls: type) -> dict[str, str]:
+    """The string under each field of a class, as written in its source."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    found = {}
+    for statement, after in zip(body.body, body.body[1:], strict=False):
+        if isinstance(statement, ast.AnnAssign) and isinstance(after, ast.Expr):
+            assert isinstance(statement.target, ast.Name)
+            assert isinstance(after.value, ast.Constant)
+            found[statement.target.id] = " ".join(str(after.value.value).split())
+    return found
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds `--config` and a flag for every setting; what is left out of the command line stays out of the result."""
+    parser.add_argument("--config", metavar="FILE", help="TOML file with settings (see --print-config)")
+    groups: dict[str, Any] = {}
+    for setting in settings().values():
+        group = groups.setdefault(setting.section, parser.add_argument_group(setting.section))
+        text = f"{setting.help} (default: {_shown(setting.default)})".replace("%", "%%")
+        if setting.kind is bool:
+            group.add_argument(
+                setting.flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text
+            )
+        else:
+            shape = "|".join(setting.choices) or setting.kind.__name__.upper()
+            group.add_argument(setting.flag, metavar=shape, default=argparse.SUPPRESS, help=text)
+
+
+def _shown(default: str | int | float | bool) -> str:
+    return json.dumps(default) if isinstance(default, (bool, str)) else f"{default:,}" if default else "0"
+
+
+def load_config(
+    *,
+    file: str | Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    flags: Mapping[str, Any] | None = None,
+) -> Config:
+    """The configuration that a file, the environment and flags give, the later ones first.
+
+    `environment` may hold other variables; those that begin with DRAGOMAN_ must be known. `DRAGOMAN_CONFIG` names the
+    file where `file` does not. `flags` holds texts or booleans by the settings' names; others are ignored.
+
+    Raises:
+        ConfigError: listing every problem of all three.
+    """
+    environment = environment or {}
+    problems: list[str] = []
+    given: dict[str, tuple[Any, str]] = {}  # setting -> value, where it was said
+    file = file or environment.get(f"{ENVIRONMENT_PREFIX}CONFIG")
+    if file:
+        for name, value in _read_file(Path(file), problems):
+            given[name] = (value, str(file))
+    for variable, text in sorted(environment.items()):
+        if not variable.startswith(ENVIRONMENT_PREFIX) or variable == f"{ENVIRONMENT_PREFIX}CONFIG":
+            continue
+        name = variable.removeprefix(ENVIRONMENT_PREFIX)
+        setting = settings().get(name.lower())
+        if setting is None or setting.variable != variable:
+            if _KUBERNETES_LINK.fullmatch(name):
+                continue
+            problems.append(f"{variable} in the environment must be a known setting, but is not.")
+        else:
+            given[setting.name] = (setting.parse(text), variable)
+    for name, setting in settings().items():
+        if flags is not None and name in flags:
+            flag = flags[name]
+            given[name] = (setting.parse(flag) if isinstance(flag, str) else flag, setting.flag)
+    for name, (value, where) in given.items():
+        if problem := settings()[name].problem(value, where):
+            problems.append(problem)
+    if problems:
+        raise ConfigError(problems)
+    sections = {}
+    for section in dataclasses.fields(Config):
+        names = [entry.name for entry in dataclasses.fields(typing.cast(Any, section.type))]
+        values = {name: settings()[name].kind(given[name][0]) for name in names if name in given}
+        sections[section.name] = typing.cast(Any, section.type)(**values)
+    return Config(**sections)
+
+
+def _read_file(path: Path, problems: list[str]) -> Iterator[tuple[str, Any]]:
+    """The settings of a TOML file by name; what is no setting becomes a problem."""
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        problems.append(f"{path} must be a readable TOML file, but is not: {error}")
+        return
+    sections = {section.name for section in dataclasses.fields(Config)}
+    for table, values in tables.items():
+        if table not in sections or not isinstance(values, dict):
+            problems.append(f"`{table}` in {path} must be one of the tables {', '.join(sorted(sections))}, but is not.")
+            continue
+        for name, value in values.items():
+            setting = settings().get(name)
+            if setting is None or setting.section != table:
+                problems.append(f"`{table}.{name}` in {path} must be a known setting, but is not.")
+            else:
+                yield name, value
