@@ -248,7 +248,8 @@ class PreparedData:
     def validation_batches(self, name: str, batch_tokens: int) -> Iterator[Batch]:
         """The batches of a held-out set, longest pairs last; every pair occurs once."""
         split = self._validation[name]
-        for indices in cut_batches(split, _sorted_by_length(split, np.arange(len(split))), batch_tokens, 1):
+        order = _sorted_by_length(split, np.arange(len(split)))
+        for indices in cut_batches(split, order, batch_tokens, self.report.length_multiple):
             yield split.batch(indices, self.report.length_multiple)
 
     def _plan_epoch(self, epoch: int, seed: int, batch_tokens: int) -> Iterator[IntArray]:
