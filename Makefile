@@ -51,7 +51,7 @@ export: $(VENV)/.dev  ## Export CHECKPOINT to OUTPUT at PRECISION, verified
 	$(BIN)/python -m export $(CHECKPOINT) --output $(OUTPUT) --precision $(PRECISION) $(ARGS)
 
 evaluate: $(VENV)/.dev  ## BLEU and chrF of the served model on DATA's test sets, through gRPC, held against its card
-	@$(BIN)/python benchmarks/evaluate.py --data $(DATA) --models models $(ARGS)
+	@$(BIN)/python -m benchmarks.evaluate --data $(DATA) --models models --card models/en-zh.md $(ARGS)
 
 clean:  ## Remove the virtual environment and caches (never runs/ or models/)
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

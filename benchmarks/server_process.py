@@ -36,7 +36,10 @@ class ServerProcess:
         """Every sample of the metrics page by its name with labels, as in `dragoman_rows_per_step_sum{...}`."""
         with urllib.request.urlopen(f"http://{self.metrics_address}/metrics", timeout=10) as page:
             lines = page.read().decode().splitlines()
-        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[:1] not in ("#", ""))}
+        return {
+            name: float(value)
+            for name, _, value in (line.rpartition(" ") for line in lines if line[:1] not in ("#", ""))
+        }
 
 
 def free_port() -> int:

@@ -22,7 +22,9 @@ def _lines(path: Path) -> tuple[str, ...]:
 def _paired(name: str, source: Path, target: Path) -> TestSet:
     sources, references = _lines(source), _lines(target)
     if len(sources) != len(references):
-        raise ValueError(f"{source} and {target} must have as many lines, but have {len(sources)} and {len(references)}.")
+        raise ValueError(
+            f"{source} and {target} must have as many lines, but have {len(sources)} and {len(references)}."
+        )
     return TestSet(name=name, sources=sources, references=references)
 
 
