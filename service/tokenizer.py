@@ -155,16 +155,16 @@ class _Side:
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, without bos and eos."""
         ids = self._encode_normalized(normalize(text))
-        # A bare space piece in front ("▁" + "返回") says nothing, decoding strips it: one position saved per sentence in
-        # languages written without spaces.
+        # A bare space piece in front ("▁" + "返回") says nothing, as decoding strips it: dropped, it saves a position
+        # in each sentence of a language written without spaces.
         return ids[1:] if ids and ids[0] == self._space_id else ids
 
     def _encode_normalized(self, text: str) -> list[int]:
         if _SPACE not in text:
             return list(self._processor.EncodeAsIds(text))
-        # The model would read a literal U+2581 as a space. A noncharacter takes its place; having no piece of its own it
-        # comes out as three byte pieces, which are then exchanged for the bytes of U+2581. UTF-8 is self-synchronizing,
-        # so the three cannot be the middle of something else. Without byte fallback it is simply unknown.
+        # The model would read a literal U+2581 as a space. A noncharacter takes its place; having no piece of its own,
+        # it comes out as three byte pieces, which are then exchanged for the bytes of U+2581. UTF-8 is
+        # self-synchronizing: the three cannot be the middle of something else. Without byte fallback it is unknown.
         ids = list(self._processor.EncodeAsIds(text.replace(_SPACE, _SPACE_STAND_IN)))
         if not self.byte_ids:
             return ids
@@ -204,7 +204,7 @@ class _Side:
 
 
 class Tokenizer:
-    """Source and target side of one language pair. Immutable after loading; all methods may be called from any thread."""
+    """Source and target side of one language pair. Immutable once loaded: any thread may call any method."""
 
     def __init__(self, manifest: TokenizerManifest, source: _Side, target: _Side) -> None:
         self.manifest = manifest
@@ -223,7 +223,9 @@ class Tokenizer:
         try:
             text = manifest_path.read_text(encoding="utf-8")
         except FileNotFoundError as error:
-            raise TokenizerError(f"A tokenizer directory must have {MANIFEST_NAME}, but {directory} has none.") from error
+            raise TokenizerError(
+                f"A tokenizer directory must have {MANIFEST_NAME}, but {directory} has none."
+            ) from error
         except UnicodeDecodeError as error:
             raise TokenizerError(f"{manifest_path} must be UTF-8, but is not: {error}") from error
         manifest = TokenizerManifest.from_json(text, where=str(manifest_path))

@@ -54,11 +54,12 @@ Writes RUN/averaged: the mean of the weights of the newest checkpoints, which is
 """
 
 EVALUATE = """\
-Translates the test sets of the configuration with a checkpoint and scores them: BLEU (sacreBLEU; its signature is in the
-output) and chrF. Prints JSON and writes it to RUN/evaluation.json, or to --output.
+Translates the test sets of the configuration with a checkpoint and scores them: BLEU (sacreBLEU; its signature is in
+the output) and chrF. Prints JSON and writes it to RUN/evaluation.json, or to --output.
 
   python -m training evaluate training/configs/en-zh.toml --data ../shared/data
-  python -m training evaluate training/configs/en-zh.toml --checkpoint runs/en-zh/checkpoints/update_000500 --beam-size 4
+  python -m training evaluate training/configs/en-zh.toml --beam-size 4 \\
+      --checkpoint runs/en-zh/checkpoints/update_000500
 """
 
 TOY_DATA = """\
@@ -102,7 +103,10 @@ def build_parser() -> argparse.ArgumentParser:
     add_run(evaluate)
     evaluate.add_argument("--data", type=Path, metavar="DIR", help="directory of the test sets (default: data.root)")
     evaluate.add_argument(
-        "--checkpoint", type=Path, metavar="DIR", help="checkpoint (default: RUN/averaged, else the best, else the newest)"
+        "--checkpoint",
+        type=Path,
+        metavar="DIR",
+        help="checkpoint (default: RUN/averaged, else the best, else the newest)",
     )
     evaluate.add_argument("--beam-size", type=int, metavar="N", help="beams (default: evaluate.beam_size; 1 is greedy)")
     evaluate.add_argument("--output", type=Path, metavar="FILE", help="JSON file (default: RUN/evaluation.json)")
@@ -138,11 +142,12 @@ def _train(config: Config, run_directory: Path, _arguments: argparse.Namespace) 
         print(f"error: {error}", file=sys.stderr)
         return 1
     if int(os.environ.get("RANK", "0")) == 0:
-        print({
+        said = {
             StopReason.FINISHED: "finished",
             StopReason.EARLY: f"stopped early: {config.train.patience} validations brought nothing better",
             StopReason.INTERRUPTED: "interrupted and saved; the same command goes on from here",
-        }[reason])
+        }
+        print(said[reason])
     return INTERRUPTED_STATUS if reason is StopReason.INTERRUPTED else 0
 
 

@@ -1,4 +1,4 @@
-"""Reading parallel text: tab-separated files (gzip too) or paired files, line by line, with every bad line accounted for."""
+"""Reading parallel text: tab-separated files (gzip too) or paired files, with every bad line accounted for."""
 
 from __future__ import annotations
 

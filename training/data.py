@@ -1,14 +1,15 @@
 """Prepared sentence pairs as memory-mapped arrays, and the batches drawn from them.
 
-A split (`prepared/train`, `prepared/validation/NAME`) is four arrays: the ids of all sources end to end, where each source
-ends, and the same for the targets. They stay on disk, so a corpus may be larger than memory; what is held per pair is its
-position in the order of an epoch (8 bytes).
+A split (`prepared/train`, `prepared/validation/NAME`) is four arrays: the ids of all sources end to end, where each
+source ends, and the same for the targets. They stay on disk, so a corpus may be larger than memory; what is held a
+pair is its place in the order of an epoch (8 bytes).
 """
 
 from __future__ import annotations
 
 import json
 import math
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,8 +54,8 @@ class Batch:
 def shift_for_teacher_forcing(target: Sequence[int] | IntArray) -> tuple[IntArray, IntArray]:
     """The decoder's input and output for the target y1 … yn: (bos, y1 … yn) and (y1 … yn, eos).
 
-    At each position the decoder sees the right answer up to there and must give the next token ("shifted right", section
-    3.1 of the paper). This is the only place where the two are put against each other.
+    At each position the decoder sees the right answer up to there and must give the next token ("shifted right",
+    section 3.1 of the paper). This is the only place where the two are put against each other.
     """
     tokens = np.asarray(target, dtype=np.int64)
     return np.concatenate(([BOS_ID], tokens)), np.concatenate((tokens, [EOS_ID]))
@@ -94,7 +95,7 @@ class SplitWriter:
         self._directory = directory
         self._dtypes = (_id_type(source_vocab_size), _id_type(target_vocab_size))
         self._files = [(directory / f"{side}.ids").open("wb") for side in ("source", "target")]
-        self._ends: tuple[list[int], list[int]] = ([0], [0])
+        self._ends = (array("q", [0]), array("q", [0]))
 
     def add(self, source: Sequence[int], target: Sequence[int]) -> None:
         """Appends a pair: source ids with eos, target ids without bos and eos."""

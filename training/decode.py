@@ -1,7 +1,7 @@
 """Translating with a PyTorch model: greedy and beam search over the cached decoding step.
 
-This is the decoding of training (validation, evaluation) and the oracle of the exported graphs; serving has its own loop
-over ONNX Runtime. Axes: see `training/model.py`; here R are the rows that are still being decoded.
+This is the decoding of training (validation, evaluation) and the oracle of the exported graphs; serving has its own
+loop over ONNX Runtime. Axes: see `training/model.py`; here R are the rows that are still being decoded.
 """
 
 from __future__ import annotations
@@ -60,9 +60,7 @@ def translate(
     """
     sources = tokenizer.encode_sources(texts)
     filled = [i for i, source in enumerate(sources) if len(source) > 1]
-    hypotheses = decode(
-        model, [sources[i] for i in filled], options, target_vocab_size=tokenizer.target_vocab_size
-    )
+    hypotheses = decode(model, [sources[i] for i in filled], options, target_vocab_size=tokenizer.target_vocab_size)
     translations = [""] * len(sources)
     for i, hypothesis in zip(filled, hypotheses, strict=True):
         translations[i] = tokenizer.decode_target(hypothesis.ids)
@@ -214,54 +212,52 @@ def _beam(step: _Step, max_lengths: list[int], options: DecodeOptions) -> list[H
     while beams:
         log_probabilities = step.log_probabilities(last_ids)  # [R,V]
         best = log_probabilities.topk(min(2 * width, log_probabilities.size(-1)), dim=-1)  # [R,2·width]
-        values, indices = best.values.tolist(), best.indices.tolist()
-        next_beams: list[list[_Partial]] = []
-        rows: list[int] = []
-        row = 0
+        values, token_ids = best.values.tolist(), best.indices.tolist()
+        going_on: list[list[_Candidate]] = []
+        first_row = 0
         for beam in beams:
+            sentence = beam[0].sentence
+            rows = range(first_row, first_row + len(beam))
+            first_row += len(beam)
             candidates = [
-                _Candidate(row=row + i, token_id=token_id, log_probability=partial.log_probability + value)
-                for i, partial in enumerate(beam)
-                for token_id, value in zip(indices[row + i], values[row + i], strict=True)
+                _Candidate(origin=partial, row=row, token_id=token_id, log_probability=partial.log_probability + value)
+                for partial, row in zip(beam, rows, strict=True)
+                for token_id, value in zip(token_ids[row], values[row], strict=True)
             ]
             candidates.sort(key=lambda candidate: -candidate.log_probability)
-            next_beam: list[_Partial] = []
-            sentence = beam[0].sentence
-            next_rows: list[int] = []
-            for rank, candidate in enumerate(candidates[: 2 * width]):
-                origin = beam[candidate.row - row]
-                if candidate.token_id == EOS_ID:
-                    if rank < width:
-                        ended = _Partial(
-                            sentence=sentence, ids=origin.ids, log_probability=candidate.log_probability
-                        )
-                        finished[sentence].append(ended.finish(True))
-                elif len(next_beam) < width:
-                    ids = [*origin.ids, candidate.token_id]
-                    next_beam.append(_Partial(sentence=sentence, ids=ids, log_probability=candidate.log_probability))
-                    next_rows.append(candidate.row)
-            row += len(beam)
+            finished[sentence] += [c.extended().finish(True) for c in candidates[:width] if c.token_id == EOS_ID]
+            next_beam = [c for c in candidates[: 2 * width] if c.token_id != EOS_ID][:width]
             if len(finished[sentence]) >= width:
                 continue
-            if len(next_beam[0].ids) >= max_lengths[sentence]:
-                finished[sentence].extend(partial.finish(False) for partial in next_beam)
+            if len(beam[0].ids) + 1 >= max_lengths[sentence]:
+                finished[sentence] += [candidate.extended().finish(False) for candidate in next_beam]
                 continue
-            next_beams.append(next_beam)
-            rows.extend(next_rows)
-        beams = next_beams
+            going_on.append(next_beam)
+        beams = [[candidate.extended() for candidate in next_beam] for next_beam in going_on]
         if beams:
-            step.select(torch.tensor(rows, device=last_ids.device))
-            last_ids = torch.tensor([partial.ids[-1] for beam in beams for partial in beam], device=last_ids.device)
+            chosen = [candidate for next_beam in going_on for candidate in next_beam]
+            step.select(torch.tensor([candidate.row for candidate in chosen], device=last_ids.device))
+            last_ids = torch.tensor([candidate.token_id for candidate in chosen], device=last_ids.device)  # [R]
     return [_best(hypotheses, options.length_penalty) for hypotheses in finished]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Candidate:
-    """One continuation of one row."""
+    """One continuation of one hypothesis."""
 
+    origin: _Partial
+    """The hypothesis it goes on from."""
     row: int
+    """That hypothesis's row in the step just made."""
     token_id: int
+    """The token it adds."""
     log_probability: float
+    """Sum of the log-probabilities, this token's included."""
+
+    def extended(self) -> _Partial:
+        """The hypothesis with the token; eos is not part of the ids."""
+        ids = self.origin.ids if self.token_id == EOS_ID else [*self.origin.ids, self.token_id]
+        return _Partial(sentence=self.origin.sentence, ids=ids, log_probability=self.log_probability)
 
 
 def _best(hypotheses: list[Hypothesis], length_penalty: float) -> Hypothesis:

@@ -18,7 +18,7 @@ from training.corpus import CorpusError, ReadReport, missing_files, read_pairs
 from training.decode import DecodeOptions, translate
 from training.model import Transformer
 
-# sacreBLEU's tokenizer by target language; 13a elsewhere. Those without a tokenizer that needs a download go by character.
+# sacreBLEU's tokenizer by target language; 13a elsewhere. Where its own would need a download, characters.
 _BLEU_TOKENIZERS = {"zh": "zh", "ja": "char", "ko": "char", "th": "char"}
 _BPE_MARK = "@@ "
 
@@ -62,7 +62,7 @@ def score(
         )
     if is_tokenized:
         hypotheses, references = [join_bpe(text) for text in hypotheses], [join_bpe(text) for text in references]
-    tokenizer = "none" if is_tokenized else _BLEU_TOKENIZERS.get(target_language.split("-")[0].lower(), "13a")
+    tokenizer = "none" if is_tokenized else _BLEU_TOKENIZERS.get(target_language.partition("-")[0].lower(), "13a")
     bleu, chrf = BLEU(tokenize=tokenizer), CHRF()
     bleu_score = bleu.corpus_score(list(hypotheses), [list(references)])
     chrf_score = chrf.corpus_score(list(hypotheses), [list(references)])

@@ -33,8 +33,9 @@ _LANGUAGE_SCRIPTS = {
     "he": ("Hebrew",),
     **dict.fromkeys(("hi", "mr", "ne"), ("Devanagari",)),
     "th": ("Thai",),
+    "vi": ("Latin",),
     **dict.fromkeys(
-        "af ca cs cy da de en es et eu fi fr ga gl hr hu id is it lt lv ms mt nl no pl pt ro sk sl sq sv sw tl tr vi".split(),
+        "af ca cs cy da de en es et eu fi fr ga gl hr hu id is it lt lv ms mt nl no pl pt ro sk sl sq sv sw tl tr".split(),  # noqa: SIM905
         ("Latin",),
     ),
 }
@@ -61,7 +62,7 @@ def script_pattern(language: str) -> re.Pattern[str]:
     Raises:
         ValueError: if the script of the language is not known here.
     """
-    scripts = _LANGUAGE_SCRIPTS.get(language.split("-")[0].lower())
+    scripts = _LANGUAGE_SCRIPTS.get(language.partition("-")[0].lower())
     if scripts is None:
         known = ", ".join(sorted(_LANGUAGE_SCRIPTS))
         raise ValueError(f"`min_script_share` needs a language whose script is known ({known}), but got {language!r}.")
@@ -75,7 +76,7 @@ def script_share(text: str, pattern: re.Pattern[str]) -> float:
 
 
 class PairFilter:
-    """The rules of one run. Remembers 8 bytes of every kept pair to know duplicates, across corpora."""
+    """The rules of one run. Remembers a digest of every kept pair (some 100 bytes of memory) to know duplicates."""
 
     def __init__(self, config: FilterConfig, source_language: str, target_language: str) -> None:
         self._config = config
@@ -86,6 +87,9 @@ class PairFilter:
 
     def check_text(self, pair: SentencePair) -> DropReason | None:
         """The reason to drop a pair by its text, or None; a pair that passes counts as seen from now on."""
+        return self._check_lengths(pair) or self._check_languages(pair) or self._check_seen(pair)
+
+    def _check_lengths(self, pair: SentencePair) -> DropReason | None:
         config = self._config
         shorter, longer = sorted((len(pair.source), len(pair.target)))
         if shorter == 0:
@@ -96,18 +100,26 @@ class PairFilter:
             return DropReason.TOO_LONG
         if config.max_character_ratio and longer > config.max_character_ratio * shorter:
             return DropReason.CHARACTER_RATIO
-        if config.drop_copied_source and pair.source == pair.target:
+        return None
+
+    def _check_languages(self, pair: SentencePair) -> DropReason | None:
+        if self._config.drop_copied_source and pair.source == pair.target:
             return DropReason.COPIED_SOURCE
-        if config.min_script_share > 0 and (
-            script_share(pair.source, self._source_script) < config.min_script_share
-            or script_share(pair.target, self._target_script) < config.min_script_share
+        least = self._config.min_script_share
+        if least > 0 and (
+            script_share(pair.source, self._source_script) < least
+            or script_share(pair.target, self._target_script) < least
         ):
             return DropReason.SCRIPT
-        if config.drop_duplicates:
-            digest = hashlib.blake2b(f"{pair.source}\n{pair.target}".encode(), digest_size=8).digest()
-            if digest in self._seen:
-                return DropReason.DUPLICATE
-            self._seen.add(digest)
+        return None
+
+    def _check_seen(self, pair: SentencePair) -> DropReason | None:
+        if not self._config.drop_duplicates:
+            return None
+        digest = hashlib.blake2b(f"{pair.source}\n{pair.target}".encode(), digest_size=8).digest()
+        if digest in self._seen:
+            return DropReason.DUPLICATE
+        self._seen.add(digest)
         return None
 
     def check_tokens(self, num_source_tokens: int, num_target_tokens: int) -> DropReason | None:

@@ -6,8 +6,8 @@
       train/                 see `training/data.py`
       validation/NAME/       the same, and the text of both sides as `source.txt` and `target.txt`
 
-Text passes twice: once to filter and to sample sentences for the tokenizer, once to be encoded. Nothing is held in memory
-but 8 bytes a pair to know duplicates, the lengths, and the tokenizer's sample.
+Text passes several times: to be filtered, to be sampled for the tokenizer, to be encoded. What is held in memory is a
+digest a pair to know duplicates, the lengths, and the sample.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from service.tokenizer import Tokenizer
 from training.config import Config, CorpusConfig
@@ -194,14 +195,15 @@ def _train_tokenizer(
     )
 
 
-def _sample_copies(weights: np.ndarray, num_wanted: int, seed: int) -> np.ndarray:
+def _sample_copies(weights: npt.NDArray[np.float64], num_wanted: int, seed: int) -> npt.NDArray[np.int64]:
     """How often each pair occurs in the sample: by its weight, all scaled down where they are too many."""
     if not len(weights):
         return np.zeros(0, dtype=np.int64)
-    expected = weights * min(1.0, num_wanted / weights.sum())
+    expected: npt.NDArray[np.float64] = weights * min(1.0, num_wanted / weights.sum())
     whole = np.floor(expected)
     extra = np.random.default_rng(seed).random(len(weights)) < expected - whole
-    return (whole + extra).astype(np.int64)
+    copies: npt.NDArray[np.int64] = (whole + extra).astype(np.int64)
+    return copies
 
 
 def _encode_training(
@@ -216,9 +218,7 @@ def _encode_training(
     writer.close()
 
 
-def _encode_validation(
-    directory: Path, held_out: _Progress, root: Path, tokenizer: Tokenizer, max_tokens: int
-) -> None:
+def _encode_validation(directory: Path, held_out: _Progress, root: Path, tokenizer: Tokenizer, max_tokens: int) -> None:
     """Held-out pairs are not filtered; only what cannot fit the model is left out of the loss, and counted."""
 
     def check(num_source_tokens: int, num_target_tokens: int) -> DropReason | None:

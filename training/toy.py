@@ -1,4 +1,4 @@
-"""The toy's data: numbers read out digit by digit, English words to Chinese digits. Learnt in seconds, free of any corpus."""
+"""The toy's data: numbers read out digit by digit, English words to Chinese digits."""
 
 from __future__ import annotations
 

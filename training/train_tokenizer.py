@@ -107,5 +107,6 @@ def _train(config: TokenizerConfig, sentences: Iterator[str], num_threads: int) 
             minloglevel=1,
         )
     except RuntimeError as error:
-        raise ValueError(f"`tokenizer.vocab_size` of {config.vocab_size} cannot be trained from this text: {error}") from error
+        size = config.vocab_size
+        raise ValueError(f"`tokenizer.vocab_size` of {size} cannot be trained from this text: {error}") from error
     return model.getvalue()
