@@ -23,22 +23,21 @@ _SCRIPTS = {
     "Devanagari": "\u0900-\u097f",
     "Thai": "\u0e00-\u0e7f",
 }
-_LANGUAGE_SCRIPTS = {
-    "zh": ("Han",),
-    "ja": ("Han", "Kana"),
-    "ko": ("Hangul", "Han"),
-    **dict.fromkeys(("ru", "uk", "be", "bg", "mk", "kk"), ("Cyrillic",)),
-    "el": ("Greek",),
-    **dict.fromkeys(("ar", "fa", "ur"), ("Arabic",)),
-    "he": ("Hebrew",),
-    **dict.fromkeys(("hi", "mr", "ne"), ("Devanagari",)),
-    "th": ("Thai",),
-    "vi": ("Latin",),
-    **dict.fromkeys(
-        "af ca cs cy da de en es et eu fi fr ga gl hr hu id is it lt lv ms mt nl no pl pt ro sk sl sq sv sw tl tr".split(),  # noqa: SIM905
-        ("Latin",),
-    ),
+_LANGUAGES = {  # scripts to the languages written in them
+    (
+        "Latin",
+    ): "af ca cs cy da de en es et eu fi fr ga gl hr hu id is it lt lv ms mt nl no pl pt ro sk sl sq sv sw tr vi",
+    ("Han",): "zh",
+    ("Han", "Kana"): "ja",
+    ("Hangul", "Han"): "ko",
+    ("Cyrillic",): "be bg kk mk ru uk",
+    ("Greek",): "el",
+    ("Arabic",): "ar fa ur",
+    ("Hebrew",): "he",
+    ("Devanagari",): "hi mr ne",
+    ("Thai",): "th",
 }
+_SCRIPTS_OF = {language: scripts for scripts, languages in _LANGUAGES.items() for language in languages.split()}
 _LETTER = re.compile(r"[^\W\d_]")
 
 
@@ -62,9 +61,9 @@ def script_pattern(language: str) -> re.Pattern[str]:
     Raises:
         ValueError: if the script of the language is not known here.
     """
-    scripts = _LANGUAGE_SCRIPTS.get(language.partition("-")[0].lower())
+    scripts = _SCRIPTS_OF.get(language.partition("-")[0].lower())
     if scripts is None:
-        known = ", ".join(sorted(_LANGUAGE_SCRIPTS))
+        known = ", ".join(sorted(_SCRIPTS_OF))
         raise ValueError(f"`min_script_share` needs a language whose script is known ({known}), but got {language!r}.")
     return re.compile("[" + "".join(_SCRIPTS[script] for script in scripts) + "]")
 
