@@ -134,11 +134,11 @@ def _prepare(config: Config, run_directory: Path, arguments: argparse.Namespace)
 
 
 def _train(config: Config, run_directory: Path, _arguments: argparse.Namespace) -> int:
-    from training.trainer import StopReason, TrainingDiverged, train
+    from training.trainer import StopReason, TrainingDivergedError, train
 
     try:
         reason = train(config, run_directory)
-    except TrainingDiverged as error:
+    except TrainingDivergedError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if int(os.environ.get("RANK", "0")) == 0:
@@ -204,7 +204,7 @@ def _checkpoint_to_evaluate(run_directory: Path) -> Path:
     checkpoints = list_checkpoints(paths.checkpoints)
     if not checkpoints:
         raise FileNotFoundError(f"{paths.checkpoints} must hold a checkpoint, but holds none: run `train` first.")
-    _, _, state, _ = load_trainer_state(checkpoints[-1])
+    state = load_trainer_state(checkpoints[-1]).state
     best = paths.checkpoints / checkpoint_name(state.best_update)
     return best if best.is_dir() else checkpoints[-1]
 

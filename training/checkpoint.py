@@ -131,6 +131,7 @@ def save_checkpoint(
     model: Transformer,
     tokenizer_directory: Path,
     record: TrainingRecord,
+    *,
     optimizer_tensors: dict[str, Tensor] | None = None,
     state: TrainerState | None = None,
 ) -> None:
@@ -165,16 +166,33 @@ def load_model(directory: Path | str) -> tuple[Transformer, Tokenizer, TrainingR
     return model.eval(), Tokenizer.load(directory / TOKENIZER_NAME), record
 
 
-def load_trainer_state(directory: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], TrainerState, TrainingRecord]:
-    """Weights, optimizer tensors, state and record to resume from. Raises CheckpointError when they are not there."""
+@dataclass(frozen=True, kw_only=True)
+class SavedRun:
+    """What a run is resumed from."""
+
+    weights: dict[str, Tensor]
+    """Weights by name."""
+    optimizer_tensors: dict[str, Tensor]
+    """What `Optimizer.load_state_tensors` takes."""
+    state: TrainerState
+    """Where the run stood."""
+    record: TrainingRecord
+    """Its record."""
+    tokenizer_digest: str
+    """Digest of the tokenizer it was trained with."""
+
+
+def load_trainer_state(directory: Path) -> SavedRun:
+    """What is needed to go on from a checkpoint. Raises CheckpointError when it is not all there."""
     for name in (MODEL_NAME, OPTIMIZER_NAME, STATE_NAME, RECORD_NAME):
         if not (directory / name).exists():
             raise CheckpointError(f"{directory} must hold {name} to be resumed from, but does not.")
-    return (
-        _load_tensors(directory / MODEL_NAME),
-        _load_tensors(directory / OPTIMIZER_NAME),
-        TrainerState(**_read_json(directory / STATE_NAME)),
-        TrainingRecord.from_dict(_read_json(directory / RECORD_NAME)),
+    return SavedRun(
+        weights=_load_tensors(directory / MODEL_NAME),
+        optimizer_tensors=_load_tensors(directory / OPTIMIZER_NAME),
+        state=TrainerState(**_read_json(directory / STATE_NAME)),
+        record=TrainingRecord.from_dict(_read_json(directory / RECORD_NAME)),
+        tokenizer_digest=Tokenizer.load(directory / TOKENIZER_NAME).digest,
     )
 
 
@@ -205,14 +223,15 @@ def average_checkpoints(checkpoints: Sequence[Path], output: Path) -> None:
     if not checkpoints:
         raise CheckpointError("At least one checkpoint must be given to average, but there is none.")
     model, _, record = load_model(checkpoints[-1])
-    total: dict[str, Tensor] = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in weights(model).items()}
+    total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in weights(model).items()}
     updates = []
     for path in checkpoints:
         member, _, member_record = load_model(path)
-        tensors = weights(member)
-        if {name: value.shape for name, value in tensors.items()} != {name: value.shape for name, value in total.items()}:
-            raise CheckpointError(f"{path} must have the weights of {checkpoints[-1]}, but they differ in name or shape.")
-        for name, value in tensors.items():
+        if member.config != model.config:
+            raise CheckpointError(
+                f"{path} must have the shape of {checkpoints[-1]}, but their {MODEL_CONFIG_NAME} differ."
+            )
+        for name, value in weights(member).items():
             total[name] += value
         updates.append(member_record.update)
     load_weights(model, {name: (value / len(checkpoints)).float() for name, value in total.items()}, output)

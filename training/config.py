@@ -159,7 +159,7 @@ class TrainConfig:
     max_updates: int = 0
     """Updates after which training ends; 0 leaves it to `max_seconds`."""
     max_seconds: float = 0.0
-    """Seconds of training (earlier parts of a resumed run included) after which it ends; 0 leaves it to `max_updates`."""
+    """Seconds of training, earlier parts of a resumed run included, after which it ends; 0: `max_updates` decides."""
     warmup_updates: int = 4000
     """Updates of linear warm-up (section 5.3)."""
     peak_learning_rate: float = 7e-4
@@ -276,9 +276,7 @@ def config_from_dict(values: dict[str, Any], where: str = "configuration") -> Co
 
 def config_to_dict(config: Any) -> dict[str, Any]:
     """The configuration as plain dicts and lists, fit for JSON; `config_from_dict` reads it back."""
-    return {
-        entry.name: _plain(getattr(config, entry.name)) for entry in dataclasses.fields(config)
-    }
+    return {entry.name: _plain(getattr(config, entry.name)) for entry in dataclasses.fields(config)}
 
 
 def _plain(value: Any) -> Any:
@@ -372,8 +370,8 @@ def check_config(config: Config) -> list[str]:
     _at_least(problems, "data.length_multiple", config.data.length_multiple, 1)
     if not config.data.corpora:
         problems.append("`data.corpora` must name at least one corpus, but is empty.")
-    groups = {"data.corpora": config.data.corpora, "data.validation": config.data.validation, "evaluate.test": evaluate.test}
-    for group, corpora in groups.items():
+    groups = (("data.corpora", config.data.corpora), ("data.validation", config.data.validation))
+    for group, corpora in (*groups, ("evaluate.test", evaluate.test)):
         for index, corpus in enumerate(corpora):
             _check_corpus(corpus, f"{group}[{index}]", problems)
         names = [corpus.name for corpus in corpora]
@@ -414,8 +412,7 @@ def _check_train(train: TrainConfig, problems: list[str]) -> None:
     for name in ("peak_learning_rate", "muon_learning_rate_factor"):
         if not getattr(train, name) > 0:
             problems.append(f"`train.{name}` must be more than 0, but is {getattr(train, name)}.")
-    for name in ("cooldown",):
-        _between(problems, f"train.{name}", getattr(train, name), 0.0, 1.0)
+    _between(problems, "train.cooldown", train.cooldown, 0.0, 1.0)
     for name in ("label_smoothing", "beta1", "beta2", "muon_momentum"):
         _between(problems, f"train.{name}", getattr(train, name), 0.0, 0.9999)
 

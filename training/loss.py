@@ -1,13 +1,14 @@
 """Label-smoothed cross entropy (section 5.4) that never holds more than a slice of the logits.
 
-With V = 8,000 the logits outweigh everything else in the model. `smoothed_cross_entropy` therefore projects a few hundred positions
-at a time and computes their gradient in the same pass, so that a position costs three products and one softmax and
-the [positions, V] matrix never exists.
+With V = 8,000 the logits outweigh everything else in the model. `smoothed_cross_entropy` therefore projects a few
+hundred positions at a time and computes their gradient in the same pass: a position costs three products and one
+softmax, and the [positions, V] matrix never exists.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 CHUNK_POSITIONS = 256
 
@@ -16,18 +17,19 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
     """Sum over positions of the smoothed cross entropy, and of the plain one; gradients are made in `forward`."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: FunctionCtx, hidden: Tensor, weight: Tensor, targets: Tensor, smoothing: float, dtype: torch.dtype
+    def forward(  # noqa: PLR0917 - autograd passes by position
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, smoothing: float, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
-        needs_gradient = hidden.requires_grad or weight.requires_grad or any(ctx.needs_input_grad)  # type: ignore[attr-defined]
+        """`hidden` [N,D], `weight` [V,D], `targets` [N] -> two scalars."""
+        needs_gradient = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         cast_weight = weight.to(dtype)  # [V,D]
         cast_hidden = hidden.to(dtype)  # [N,D]
         vocabulary = weight.size(0)
         spread = smoothing / vocabulary
         hidden_gradient = torch.empty_like(cast_hidden) if needs_gradient else None
         weight_gradient = torch.zeros_like(weight) if needs_gradient else None
-        smoothed = torch.zeros((), dtype=torch.float64)
-        plain = torch.zeros((), dtype=torch.float64)
+        smoothed = torch.zeros((), dtype=torch.float64, device=hidden.device)
+        plain = torch.zeros((), dtype=torch.float64, device=hidden.device)
         for start in range(0, hidden.size(0), CHUNK_POSITIONS):
             rows = slice(start, start + CHUNK_POSITIONS)
             logits = (cast_hidden[rows] @ cast_weight.t()).float()  # [n,V]
@@ -47,20 +49,22 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
             cast_gradient = gradient.to(dtype)
             hidden_gradient[rows] = cast_gradient @ cast_weight
             weight_gradient += cast_gradient.t() @ cast_hidden[rows]
-        ctx.save_for_backward(hidden_gradient, weight_gradient)  # type: ignore[attr-defined]
-        ctx.hidden_dtype = hidden.dtype  # type: ignore[attr-defined]
+        if hidden_gradient is not None and weight_gradient is not None:
+            ctx.save_for_backward(hidden_gradient, weight_gradient)
+        ctx.hidden_dtype = hidden.dtype
         plain_loss = plain.float()
-        ctx.mark_non_differentiable(plain_loss)  # type: ignore[attr-defined]
+        ctx.mark_non_differentiable(plain_loss)
         return smoothed.float(), plain_loss
 
     @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor, _plain: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # type: ignore[override]
-        hidden_gradient, weight_gradient = ctx.saved_tensors  # type: ignore[attr-defined]
-        return (hidden_gradient * gradient).to(ctx.hidden_dtype), weight_gradient * gradient, None, None, None  # type: ignore[attr-defined]
+    def backward(ctx: Any, gradient: Tensor, _plain: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        """Gradients of the smoothed loss, made in `forward`, times what comes from above."""
+        hidden_gradient, weight_gradient = ctx.saved_tensors
+        return (hidden_gradient * gradient).to(ctx.hidden_dtype), weight_gradient * gradient, None, None, None
 
 
 def smoothed_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, smoothing: float, dtype: torch.dtype, pad_id: int = 0
+    hidden: Tensor, weight: Tensor, targets: Tensor, *, smoothing: float, dtype: torch.dtype, pad_id: int = 0
 ) -> tuple[Tensor, Tensor, int]:
     """Loss of hidden states [B,T,D] under the projection `weight` [V,D] against `targets` [B,T].
 

@@ -11,6 +11,7 @@ the causal mask a position never sees what follows it, and so never the padding.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -48,13 +49,16 @@ class MultiHeadAttention(nn.Module):
 
     def split_heads(self, states: Tensor) -> Tensor:
         """[B,T,D] -> [B,H,T,K]."""
-        return states.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        split: Tensor = states.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return split
 
     def project_keys_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of `memory` [B,S,D], each [B,H,S,K]."""
         return self.split_heads(self.key(memory)), self.split_heads(self.value(memory))
 
-    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
+    def attend(
+        self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
         """softmax(QKᵀ / √K) V (equation 1), heads joined and projected.
 
         `queries` [B,T,D]; `keys`, `values` [B,H,S,K]; `mask` True where a query may look, broadcast to [B,H,T,S].
@@ -92,31 +96,41 @@ class FeedForward(nn.Module):
         return hidden
 
 
-class EncoderLayer(nn.Module):
-    """Section 3.1: self-attention and a feed-forward network, each with a residual connection and layer norm.
+class SubLayers(nn.Module):
+    """What encoder and decoder layers share: a residual connection and layer norm around each sub-layer (section 3.1).
 
-    The paper normalises after the addition (`post`). `pre` normalises the sub-layer's input instead and once more at
+    The paper normalises after the addition (`post`). `pre` normalises the sub-layer's input instead, and once more at
     the end of the stack: it trains without a long warm-up (Xiong et al. 2020).
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.is_pre_norm = config.norm == "pre"
+        self.dropout = nn.Dropout(config.dropout)
+
+    def add(self, states: Tensor, norm: nn.LayerNorm, sub_layer: Callable[[Tensor], Tensor]) -> Tensor:
+        """LayerNorm(x + SubLayer(x)), or x + SubLayer(LayerNorm(x)) under pre-norm. [B,T,D] -> [B,T,D]."""
+        if self.is_pre_norm:
+            added: Tensor = states + self.dropout(sub_layer(norm(states)))
+            return added
+        normed: Tensor = norm(states + self.dropout(sub_layer(states)))
+        return normed
+
+
+class EncoderLayer(SubLayers):
+    """Section 3.1: self-attention and a feed-forward network."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
         self.self_attention = MultiHeadAttention(config)
         self.self_attention_norm = nn.LayerNorm(config.width)
         self.feed_forward = FeedForward(config)
         self.feed_forward_norm = nn.LayerNorm(config.width)
-        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
         """[B,S,D] and the padding mask [B,1,1,S] -> [B,S,D]."""
-        if self.is_pre_norm:
-            normed = self.self_attention_norm(states)
-            states = states + self.dropout(self.self_attention(normed, normed, mask))
-            return states + self.dropout(self.feed_forward(self.feed_forward_norm(states)))
-        states = self.self_attention_norm(states + self.dropout(self.self_attention(states, states, mask)))
-        normed = self.feed_forward_norm(states + self.dropout(self.feed_forward(states)))
-        return normed
+        states = self.add(states, self.self_attention_norm, lambda x: self.self_attention(x, x, mask))
+        return self.add(states, self.feed_forward_norm, self.feed_forward)
 
 
 @dataclass
@@ -162,59 +176,41 @@ class DecoderCache:
         )
 
 
-class DecoderLayer(nn.Module):
+class DecoderLayer(SubLayers):
     """Section 3.1: causal self-attention, attention over the encoder's output, and a feed-forward network."""
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.is_pre_norm = config.norm == "pre"
+        super().__init__(config)
         self.self_attention = MultiHeadAttention(config)
         self.self_attention_norm = nn.LayerNorm(config.width)
         self.cross_attention = MultiHeadAttention(config)
         self.cross_attention_norm = nn.LayerNorm(config.width)
         self.feed_forward = FeedForward(config)
         self.feed_forward_norm = nn.LayerNorm(config.width)
-        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, states: Tensor, encoded: Tensor, source_mask: Tensor) -> Tensor:
         """Target states [B,T,D], encoder's output [B,S,D], padding mask [B,1,1,S] -> [B,T,D]."""
-        if self.is_pre_norm:
-            normed = self.self_attention_norm(states)
-            states = states + self.dropout(self.self_attention(normed, normed, is_causal=True))
-            normed = self.cross_attention_norm(states)
-            states = states + self.dropout(self.cross_attention(normed, encoded, source_mask))
-            return states + self.dropout(self.feed_forward(self.feed_forward_norm(states)))
-        states = self.self_attention_norm(states + self.dropout(self.self_attention(states, states, is_causal=True)))
-        attended = self.cross_attention(states, encoded, source_mask)
-        states = self.cross_attention_norm(states + self.dropout(attended))
-        normed = self.feed_forward_norm(states + self.dropout(self.feed_forward(states)))
-        return normed
+        states = self.add(states, self.self_attention_norm, lambda x: self.self_attention(x, x, is_causal=True))
+        states = self.add(states, self.cross_attention_norm, lambda x: self.cross_attention(x, encoded, source_mask))
+        return self.add(states, self.feed_forward_norm, self.feed_forward)
 
     def step(self, states: Tensor, cache: LayerCache, position: int, source_mask: Tensor) -> Tensor:
         """One position, [B,1,D] -> [B,1,D]; writes its self keys and values into `cache` at `position`."""
-        states = self._add(states, self._step_self_attention, self.self_attention_norm, cache, position)
-        states = self._add(states, self._step_cross_attention, self.cross_attention_norm, cache, source_mask)
-        return self._add(states, self.feed_forward, self.feed_forward_norm)
+        states = self.add(states, self.self_attention_norm, lambda x: self._attend_to_past(x, cache, position))
+        states = self.add(
+            states,
+            self.cross_attention_norm,
+            lambda x: self.cross_attention.attend(x, cache.cross_keys, cache.cross_values, source_mask),
+        )
+        return self.add(states, self.feed_forward_norm, self.feed_forward)
 
-    def _add(self, states: Tensor, sub_layer: "nn.Module | object", norm: nn.LayerNorm, *arguments: object) -> Tensor:
-        """Residual connection and norm around one sub-layer, without dropout."""
-        assert callable(sub_layer)
-        if self.is_pre_norm:
-            added: Tensor = states + sub_layer(norm(states), *arguments)
-            return added
-        normed: Tensor = norm(states + sub_layer(states, *arguments))
-        return normed
-
-    def _step_self_attention(self, states: Tensor, cache: LayerCache, position: int) -> Tensor:
+    def _attend_to_past(self, states: Tensor, cache: LayerCache, position: int) -> Tensor:
         keys, values = self.self_attention.project_keys_values(states)  # [B,H,1,K]
         cache.self_keys[:, :, position : position + 1] = keys
         cache.self_values[:, :, position : position + 1] = values
         past_keys = cache.self_keys[:, :, : position + 1]  # [B,H,position+1,K]
         past_values = cache.self_values[:, :, : position + 1]
-        return self.self_attention.attend(states, past_keys, past_values, mask=None, is_causal=False)
-
-    def _step_cross_attention(self, states: Tensor, cache: LayerCache, source_mask: Tensor) -> Tensor:
-        return self.cross_attention.attend(states, cache.cross_keys, cache.cross_values, source_mask, is_causal=False)
+        return self.self_attention.attend(states, past_keys, past_values)
 
 
 class Encoder(nn.Module):
@@ -339,7 +335,7 @@ class Transformer(nn.Module):
     def decode_step(self, target_ids: Tensor, cache: DecoderCache) -> Tensor:
         """One target position, [B,1] -> hidden states [B,1,D]; equal to that position of `decode`. Extends `cache`.
 
-        For inference: dropout is not applied. Raises ValueError when the cache is full.
+        For inference, with the model in evaluation mode. Raises ValueError when the cache is full.
         """
         if cache.length >= cache.max_length:
             raise ValueError(f"The cache must have room for another position, but all {cache.max_length} are taken.")

@@ -51,6 +51,11 @@ class ValidationScore:
     chrf: float
     """chrF of greedy translations, 0–100; 0 when there was no translation."""
 
+    def to_text(self) -> str:
+        """A few words for people."""
+        translated = f", BLEU {self.bleu:.1f}, chrF {self.chrf:.1f}" if self.sentences else ""
+        return f"{self.name} loss {self.loss:.3f}{translated}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecord:

@@ -1,14 +1,14 @@
 """The files a run leaves behind while it trains: metrics as JSON lines, TensorBoard events, and learning curves."""
 
 import json
+import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-import tomllib
-
 from training.config import Config, config_to_dict
+from training.record import ValidationScore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +52,13 @@ class RunPaths:
 class MetricsLog:
     """Appends to `metrics.jsonl` and to TensorBoard; a context manager."""
 
-    def __init__(self, paths: RunPaths) -> None:
+    def __init__(self, paths: RunPaths, update: int = 0) -> None:
+        """Opens both; curves that TensorBoard has beyond `update` are dropped, as a resumed run draws them again."""
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and needed by the first process only
 
         paths.directory.mkdir(parents=True, exist_ok=True)
         self._file = paths.metrics.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(paths.tensorboard))  # type: ignore[no-untyped-call]
+        self._board = SummaryWriter(str(paths.tensorboard), purge_step=update + 1 if update else None)
 
     def write(self, kind: str, update: int, values: dict[str, float]) -> None:
         """One line of `kind` at `update`; each value is a curve `kind/NAME` in TensorBoard."""
@@ -65,14 +66,23 @@ class MetricsLog:
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         for name, value in values.items():
-            self._board.add_scalar(f"{kind}/{name}", value, update)  # type: ignore[no-untyped-call]
+            self._board.add_scalar(f"{kind}/{name}", value, update)
+
+    def write_scores(self, update: int, seconds: float, scores: Sequence[ValidationScore]) -> None:
+        """One line of kind `validation`: loss, BLEU and chrF as `SET/loss` and so on."""
+        values: dict[str, float] = {"seconds": seconds}
+        for score in scores:
+            values[f"{score.name}/loss"] = score.loss
+            if score.sentences:
+                values |= {f"{score.name}/bleu": score.bleu, f"{score.name}/chrf": score.chrf}
+        self.write("validation", update, values)
 
     def __enter__(self) -> "MetricsLog":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_error: object) -> None:
         self._file.close()
-        self._board.close()  # type: ignore[no-untyped-call]
+        self._board.close()
 
 
 def _rounded(value: float) -> float:

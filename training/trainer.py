@@ -1,29 +1,23 @@
-"""The training loop: batches in, checkpoints out; resumable at any update, bit for bit.
+"""The training loop: batches in, checkpoints out; it can be stopped and resumed at any update.
 
-What an update does depends only on the weights, the optimizer's state, the update's number and the data's order, all of
-which a checkpoint holds or the seed gives: dropout is seeded anew for each update and process. So a run that is cut
-and resumed makes the very updates it would have made (on the same hardware, threads and number of processes; a run
-ended by `max_seconds` takes its learning rate from the clock and repeats itself only up to that).
+A checkpoint holds all that the next update depends on (weights, optimizer, place in the data; the seed gives the
+rest), so a run that was cut makes the very updates it would have made: bit for bit on the same hardware, threads and
+number of processes. A run that ends by `max_seconds` takes its learning rate from the clock, and repeats itself only
+up to that.
 """
 
 import enum
-import signal
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 
 import torch
-from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from training import record as records
 from training.checkpoint import (
+    CheckpointError,
     TrainerState,
     checkpoint_name,
     list_checkpoints,
@@ -32,15 +26,15 @@ from training.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
-from training.config import Config, TrainConfig
+from training.config import Config
 from training.data import Batch, PreparedData
 from training.distributed import Processes, join_processes
-from training.loss import smoothed_cross_entropy
 from training.model import Transformer
-from training.optimizer import make_optimizer
 from training.record import TrainingRecord, ValidationScore
 from training.run_files import MetricsLog, RunPaths, draw_curves, rewind_metrics, save_config
 from training.schedule import learning_rate, progress
+from training.stop_signal import StopSignal
+from training.update import NotFiniteError, Updater, UpdateValues
 from training.validation import deciding_score, validate
 
 
@@ -55,48 +49,35 @@ class StopReason(enum.Enum):
     """Ctrl-C or SIGTERM; the same command goes on from here."""
 
 
-class TrainingDiverged(ArithmeticError):
-    """Loss or gradient is no longer a finite number."""
+class TrainingDivergedError(ArithmeticError):
+    """Loss or gradient is no longer a finite number; the message says at which update and what to try."""
 
-    def __init__(self, update: int, loss: float, gradient_norm: float, last_checkpoint: Path | None) -> None:
-        kept = f"The last checkpoint, {last_checkpoint}, is from before." if last_checkpoint else "No checkpoint yet."
+    def __init__(self, update: int, cause: NotFiniteError, last_checkpoint: Path | None) -> None:
+        kept = f"{last_checkpoint} is from before." if last_checkpoint else "There is no checkpoint from before."
         super().__init__(
-            f"Loss and gradient must be finite, but at update {update} the loss is {loss:g} and the gradient's norm "
-            f"{gradient_norm:g}. {kept} Try a lower `train.peak_learning_rate`, a longer `train.warmup_updates`, a "
-            f"smaller `train.clip_norm`, `train.precision` = \"fp32\", or look for broken pairs in the data."
+            f"Loss and gradient must be finite, but at update {update} {cause}. {kept} "
+            "Try a lower `train.peak_learning_rate`, a longer `train.warmup_updates`, a smaller `train.clip_norm`, "
+            '`train.precision` = "fp32", or look for broken pairs in the data.'
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Position:
-    """A batch and where the next one stands."""
+class _Place:
+    """A batch, and where the one after it stands."""
 
     batch: Batch
     epoch: int
     next_batch: int
 
 
-class _StopSignal:
-    """Turns Ctrl-C and SIGTERM into a flag while it is entered; a second Ctrl-C interrupts at once."""
+@dataclass(frozen=True, kw_only=True)
+class _Agreement:
+    """What all processes know alike about the coming update."""
 
-    def __init__(self) -> None:
-        self.is_set = False
-        self._previous: dict[int, object] = {}
-
-    def __enter__(self) -> "_StopSignal":
-        if threading.current_thread() is threading.main_thread():  # Python allows handlers there only
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-
-    def _handle(self, number: int, _frame: FrameType | None) -> None:
-        if self.is_set and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.is_set = True
+    target_tokens: int
+    source_tokens: int
+    seconds: float
+    stop: StopReason | None
 
 
 class Trainer:
@@ -107,191 +88,142 @@ class Trainer:
 
         Raises:
             ConfigError: if the model cannot be built.
-            CheckpointError, ValueError: if the newest checkpoint does not belong to this configuration.
+            CheckpointError, ValueError: if the newest checkpoint does not belong to this configuration and data.
         """
-        self.config = config
-        self.paths = RunPaths(directory=run_directory)
-        self.data = data
-        self.processes = processes
         shape = replace(
             config.model, source_vocab_size=data.source_vocab_size, target_vocab_size=data.target_vocab_size
         )
         self.config = replace(config, model=shape)
+        self.paths = RunPaths(directory=run_directory)
+        self.data = data
+        self.processes = processes
         if config.train.threads:
             torch.set_num_threads(config.train.threads)
         torch.manual_seed(config.train.seed)
         self.model = Transformer(shape).to(processes.device)
-        self.optimizer = make_optimizer(self.model, config.train)
+        self.updater = Updater(self.model, config.train, processes)
         self.state = TrainerState()
         self.scores: tuple[ValidationScore, ...] = ()
         self._resume()
         self._started_at = time.monotonic() - self.state.seconds
-        self._last_checkpoint_seconds = self._last_validation_seconds = self.state.seconds
-        self._network = self._wrap()
-        self._stop_requested: StopReason | None = None
-
-    @property
-    def train_config(self) -> TrainConfig:
-        """Section `[train]`."""
-        return self.config.train
+        self._saved_at_seconds = self._validated_at_seconds = self.state.seconds
+        self._stop: StopReason | None = None
 
     def _resume(self) -> None:
         checkpoints = list_checkpoints(self.paths.checkpoints)
         if not checkpoints:
             return
-        tensors, optimizer_tensors, self.state, record = load_trainer_state(checkpoints[-1])
-        load_weights(self.model, tensors, checkpoints[-1])
-        self.optimizer.load_state_tensors(optimizer_tensors)
-        self.scores = record.validation
-
-    def _wrap(self) -> nn.Module:
-        network: nn.Module = self.model
-        if self.processes.world_size > 1:
-            network = DistributedDataParallel(network)
-        if self.train_config.compile:
-            network = torch.compile(network, dynamic=True)  # type: ignore[assignment]
-        return network
+        saved = load_trainer_state(checkpoints[-1])
+        if saved.tokenizer_digest != self.data.tokenizer.digest:
+            raise CheckpointError(
+                f"{checkpoints[-1]} must have the tokenizer of the prepared data to be resumed, but has another: "
+                "`prepare` was run again. Give another run directory, or remove the checkpoints."
+            )
+        load_weights(self.model, saved.weights, checkpoints[-1])
+        self.updater.optimizer.load_state_tensors(saved.optimizer_tensors)
+        self.state = saved.state
+        self.scores = saved.record.validation
 
     def run(self, show_progress: bool = True) -> StopReason:
         """Trains until the configuration's end, early stopping or a signal; the last state is saved in each case.
 
-        Raises TrainingDiverged when loss or gradient stop being finite.
+        Raises TrainingDivergedError when loss or gradient stop being finite.
         """
-        if self.processes.is_first:
-            save_config(self.paths, self.config)
-            rewind_metrics(self.paths, self.state.update)
-        with _StopSignal() as stop_signal:
+        with StopSignal() as stop_signal:
             if not self.processes.is_first:
                 return self._loop(stop_signal, None, None)
-            with MetricsLog(self.paths) as log, self._progress_bar(show_progress) as bar:
+            save_config(self.paths, self.config)
+            rewind_metrics(self.paths, self.state.update)
+            with MetricsLog(self.paths, self.state.update) as log, self._progress_bar(show_progress) as bar:
                 return self._loop(stop_signal, log, bar)
 
-    def _loop(self, stop_signal: _StopSignal, log: MetricsLog | None, bar: "tqdm[None] | None") -> StopReason:
-        train = self.train_config
+    def _loop(self, stop_signal: StopSignal, log: MetricsLog | None, bar: "tqdm[None] | None") -> StopReason:
+        train = self.config.train
+        places = self._places()
         meter = _Meter()
-        positions = self._batches()
         while True:
-            group = [next(positions) for _ in range(train.accumulation)]
+            group = [next(places) for _ in range(train.accumulation)]
             if stop_signal.is_set:
-                self._stop_requested = StopReason.INTERRUPTED
+                self._stop = StopReason.INTERRUPTED
             agreed = self._agree(group)
-            if agreed.stop is not None or self._done(agreed.seconds) >= 1.0:
+            done = progress(train, self.state.update, agreed.seconds)
+            if agreed.stop is not None or done >= 1.0:
                 reason = agreed.stop or StopReason.FINISHED
                 self._finish(reason, log)
                 return reason
-            values = self._update([position.batch for position in group], agreed)
-            self.state = replace(
-                self.state,
-                update=self.state.update + 1,
-                epoch=group[-1].epoch,
-                next_batch=group[-1].next_batch,
-                source_tokens=self.state.source_tokens + agreed.source_tokens,
-                target_tokens=self.state.target_tokens + agreed.target_tokens,
-                seconds=agreed.seconds,
-            )
-            meter.add(values, agreed)
+            meter.add(self._update(group, agreed, done), agreed)
             if log is not None and self.state.update % train.log_every_updates == 0:
                 line = meter.take(agreed.seconds)
                 log.write("train", self.state.update, {**line, "epoch": self.state.epoch})
                 if bar is not None:
-                    bar.set_postfix_str(
-                        f"nll {line['nll']:.3f}, {line['tokens_per_second']:,.0f} tok/s, lr {line['learning_rate']:.2e}"
-                    )
+                    rate = f"{line['tokens_per_second']:,.0f} tok/s, lr {line['learning_rate']:.2e}"
+                    bar.set_postfix_str(f"nll {line['nll']:.3f}, {rate}", refresh=False)
             if bar is not None:
-                _advance(bar, self.state, train)
-            self._after_update(log)
+                bar.update((self.state.update if train.max_updates else int(self.state.seconds)) - bar.n)
+            if self._is_due(train.validate_every_updates, train.validate_every_seconds, self._validated_at_seconds):
+                self._validate(log)
+            if self._is_due(train.checkpoint_every_updates, train.checkpoint_every_seconds, self._saved_at_seconds):
+                self._save()
 
-    def _batches(self) -> Iterator[_Position]:
+    def _places(self) -> Iterator[_Place]:
         """Batches from where the run stands, epoch after epoch, without end."""
+        train, processes = self.config.train, self.processes
         epoch, first = self.state.epoch, self.state.next_batch
         while True:
             number = first
-            batches = self.data.train_batches(
-                epoch,
-                self.train_config.seed,
-                self.train_config.batch_tokens,
-                self.processes.rank,
-                self.processes.world_size,
-                start_batch=first,
-            )
-            for batch in batches:
+            for batch in self.data.train_batches(
+                epoch, train.seed, train.batch_tokens, processes.rank, processes.world_size, start_batch=first
+            ):
                 number += 1
-                yield _Position(batch=batch, epoch=epoch, next_batch=number)
+                yield _Place(batch=batch, epoch=epoch, next_batch=number)
             if number == 0:
                 raise ValueError(
-                    f"An epoch must hold at least one batch for each of {self.processes.world_size} processes, "
-                    f"but holds none: give more data or a smaller `train.batch_tokens`."
+                    f"An epoch must hold at least one batch for each of {processes.world_size} processes, but holds "
+                    "none: give more data or a smaller `train.batch_tokens`."
                 )
             epoch, first = epoch + 1, 0
 
-    def _agree(self, group: list[_Position]) -> "_Agreed":
-        """What all processes must do alike in the coming update: token counts, the clock, and whether to stop."""
-        target = sum(position.batch.num_target_tokens for position in group)
-        source = sum(int(position.batch.source_lengths.sum()) for position in group)
-        is_first = self.processes.is_first
-        own_stop = self._stop_requested
-        stops = [float(own_stop is reason) for reason in StopReason]
-        seconds = time.monotonic() - self._started_at if is_first else 0.0
-        total_target, total_source, agreed_seconds, *agreed_stops = self.processes.sum([target, source, seconds, *stops])
-        stop = next((reason for reason, votes in zip(StopReason, agreed_stops, strict=True) if votes), None)
-        return _Agreed(
-            target_tokens=int(total_target), source_tokens=int(total_source), seconds=agreed_seconds, stop=stop
+    def _agree(self, group: list[_Place]) -> _Agreement:
+        """Token counts, the first process's clock, and whether any process was asked to stop."""
+        target = sum(place.batch.num_target_tokens for place in group)
+        source = sum(int(place.batch.source_lengths.sum()) for place in group)
+        seconds = time.monotonic() - self._started_at if self.processes.is_first else 0.0
+        votes = [float(self._stop is reason) for reason in StopReason]
+        target_sum, source_sum, seconds_sum, *votes_sum = self.processes.sum([target, source, seconds, *votes])
+        stop = next((reason for reason, count in zip(StopReason, votes_sum, strict=True) if count), None)
+        return _Agreement(
+            target_tokens=int(target_sum), source_tokens=int(source_sum), seconds=seconds_sum, stop=stop
         )
 
-    def _done(self, seconds: float) -> float:
-        return progress(self.train_config, self.state.update, seconds)
-
-    def _update(self, batches: list[Batch], agreed: "_Agreed") -> "_UpdateValues":
-        """One step of the optimizer over `batches`: the gradient of the mean loss of all target tokens anywhere."""
-        train = self.train_config
+    def _update(self, group: list[_Place], agreed: _Agreement, done: float) -> UpdateValues:
+        """Makes the next update and moves the state past it."""
         number = self.state.update + 1
-        torch.manual_seed(_update_seed(train.seed, number, self.processes.rank))
-        self.model.train()
-        dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
-        device = self.processes.device
-        loss_sum = torch.zeros((), device=device)
-        nll_sum = torch.zeros((), device=device)
-        for index, batch in enumerate(batches):
-            is_last = index == len(batches) - 1
-            with self._without_sync(is_last), attention_backend(device):
-                with torch.autocast(device.type, torch.bfloat16, enabled=train.precision == "bf16"):
-                    hidden = self._network(
-                        batch.source_ids.to(device), batch.source_lengths.to(device), batch.target_input_ids.to(device)
-                    )  # [B,T,D]
-                loss, nll, _ = smoothed_cross_entropy(
-                    hidden, self.model.projection.weight, batch.target_output_ids.to(device), train.label_smoothing, dtype
-                )
-                # DistributedDataParallel takes the mean over processes; times their number it is the sum.
-                (loss * (self.processes.world_size / agreed.target_tokens)).backward()  # type: ignore[no-untyped-call]
-            loss_sum += loss.detach()
-            nll_sum += nll
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), train.clip_norm or float("inf"))
-        total_loss, total_nll = self.processes.sum([loss_sum.item(), nll_sum.item()])
-        if not (norm.isfinite() and total_loss < float("inf")):
+        rate = learning_rate(self.config.train, number, done)
+        try:
+            values = self.updater.update([place.batch for place in group], number, agreed.target_tokens, rate)
+        except NotFiniteError as error:
             checkpoints = list_checkpoints(self.paths.checkpoints)
-            mean = total_loss / agreed.target_tokens
-            raise TrainingDiverged(number, mean, norm.item(), checkpoints[-1] if checkpoints else None)
-        rate = learning_rate(train, number, self._done(agreed.seconds))
-        self.optimizer.step(rate)
-        return _UpdateValues(loss=total_loss, nll=total_nll, gradient_norm=norm.item(), learning_rate=rate)
+            raise TrainingDivergedError(number, error, checkpoints[-1] if checkpoints else None) from error
+        self.state = replace(
+            self.state,
+            update=number,
+            epoch=group[-1].epoch,
+            next_batch=group[-1].next_batch,
+            source_tokens=self.state.source_tokens + agreed.source_tokens,
+            target_tokens=self.state.target_tokens + agreed.target_tokens,
+            seconds=agreed.seconds,
+        )
+        return values
 
-    def _without_sync(self, is_last: bool) -> AbstractContextManager[object]:
-        """Processes exchange gradients with the last batch of an update only."""
-        if isinstance(self._network, DistributedDataParallel) and not is_last:
-            no_sync: AbstractContextManager[object] = self._network.no_sync()
-            return no_sync
-        return nullcontext()
-
-    def _after_update(self, log: MetricsLog | None) -> None:
-        """Validates and saves when it is time. Every process decides alike, from the agreed clock."""
-        train, state = self.train_config, self.state
-        if _is_due(state, train.validate_every_updates, train.validate_every_seconds, self._last_validation_seconds):
-            self._validate(log)
-        if _is_due(state, train.checkpoint_every_updates, train.checkpoint_every_seconds, self._last_checkpoint_seconds):
-            self._save()
+    def _is_due(self, every_updates: int, every_seconds: float, last_seconds: float) -> bool:
+        """Whether something done every so often is due; all processes say the same."""
+        if every_updates and self.state.update % every_updates == 0:
+            return True
+        return bool(every_seconds) and self.state.seconds - last_seconds >= every_seconds
 
     def _validate(self, log: MetricsLog | None) -> None:
-        self._last_validation_seconds = self.state.seconds
+        """Scores the held-out sets, keeps the best checkpoint, and asks for an early stop. The first process does."""
+        self._validated_at_seconds = self.state.seconds
         if self.processes.is_first and self.data.validation_names:
             scores = validate(self.model, self.data, self.config, self.state.update, self.processes.device)
             self.scores += tuple(scores)
@@ -303,42 +235,37 @@ class Trainer:
                 self._save()
             else:
                 self.state = replace(self.state, validations_without_gain=self.state.validations_without_gain + 1)
-            if self.train_config.patience and self.state.validations_without_gain >= self.train_config.patience:
-                self._stop_requested = StopReason.EARLY
+            if 0 < self.config.train.patience <= self.state.validations_without_gain:
+                self._stop = StopReason.EARLY
             if log is not None:
-                values = {}
-                for entry in scores:
-                    values[f"{entry.name}/loss"] = entry.loss
-                    if entry.sentences:
-                        values |= {f"{entry.name}/bleu": entry.bleu, f"{entry.name}/chrf": entry.chrf}
-                log.write("validation", self.state.update, {**values, "seconds": self.state.seconds})
+                log.write_scores(self.state.update, self.state.seconds, scores)
                 draw_curves(self.paths)
-                tqdm.write(f"update {self.state.update}: " + ", ".join(f"{k} {v:.3f}" for k, v in values.items()))
+            tqdm.write(f"update {self.state.update}: " + "; ".join(score.to_text() for score in scores))
         self.processes.wait()
 
     def _save(self) -> None:
-        """Writes the checkpoint of the present update; the first process does."""
-        self._last_checkpoint_seconds = self.state.seconds
+        """Writes the checkpoint of the present update. The first process does."""
+        self._saved_at_seconds = self.state.seconds
         if not self.processes.is_first:
             return
-        directory = self.paths.checkpoints / checkpoint_name(self.state.update)
         save_checkpoint(
-            directory,
+            self.paths.checkpoints / checkpoint_name(self.state.update),
             self.model,
             self.data.tokenizer_directory,
             self._record(),
-            self.optimizer.state_tensors(),
-            self.state,
+            optimizer_tensors=self.updater.optimizer.state_tensors(),
+            state=self.state,
         )
-        prune_checkpoints(self.paths.checkpoints, self.train_config.keep_last, self.state.best_update)
+        prune_checkpoints(self.paths.checkpoints, self.config.train.keep_last, self.state.best_update)
 
     def _finish(self, reason: StopReason, log: MetricsLog | None) -> None:
-        """A last validation where training is over, and the last checkpoint."""
-        if reason is StopReason.FINISHED and self.state.update > 0:
+        """The last checkpoint; before it, where the end was reached, a last validation."""
+        if self.state.update == 0:
+            return
+        if reason is StopReason.FINISHED and not any(score.update == self.state.update for score in self.scores):
             self._validate(log)
-        if self.state.update > 0:
-            self._save()
-        if log is not None and self.paths.metrics.stat().st_size:
+        self._save()
+        if log is not None:
             draw_curves(self.paths)
 
     def _record(self) -> TrainingRecord:
@@ -360,42 +287,22 @@ class Trainer:
         )
 
     def _progress_bar(self, show: bool) -> "tqdm[None]":
-        train = self.train_config
-        if train.max_updates:
-            return tqdm(total=train.max_updates, initial=self.state.update, unit="update", disable=not show, mininterval=1)
-        total, done = round(train.max_seconds), round(self.state.seconds)
-        return tqdm(total=total, initial=done, unit="s", disable=not show, mininterval=1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Agreed:
-    """What all processes know alike about an update."""
-
-    target_tokens: int
-    source_tokens: int
-    seconds: float
-    stop: StopReason | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _UpdateValues:
-    """What an update showed; losses are sums over target tokens."""
-
-    loss: float
-    nll: float
-    gradient_norm: float
-    learning_rate: float
+        train, state = self.config.train, self.state
+        total, done, unit = train.max_updates, state.update, "update"
+        if not train.max_updates:
+            total, done, unit = round(train.max_seconds), int(state.seconds), "s"
+        return tqdm(total=total, initial=done, unit=unit, disable=not show, mininterval=1)
 
 
 class _Meter:
-    """Means between two lines of the log."""
+    """Means over the updates between two lines of the log."""
 
     def __init__(self) -> None:
-        self._values: list[_UpdateValues] = []
+        self._values: list[UpdateValues] = []
         self._tokens = 0
         self._since: float | None = None
 
-    def add(self, values: _UpdateValues, agreed: _Agreed) -> None:
+    def add(self, values: UpdateValues, agreed: _Agreement) -> None:
         """Counts one update in."""
         if self._since is None:
             self._since = agreed.seconds
@@ -403,7 +310,7 @@ class _Meter:
         self._tokens += agreed.target_tokens
 
     def take(self, seconds: float) -> dict[str, float]:
-        """The means since the last call, and starts anew."""
+        """The means since the last call; starts anew."""
         elapsed = max(1e-9, seconds - (self._since or 0.0))
         line = {
             "loss": sum(values.loss for values in self._values) / self._tokens,
@@ -415,30 +322,6 @@ class _Meter:
         }
         self._values, self._tokens, self._since = [], 0, seconds
         return line
-
-
-def attention_backend(device: torch.device) -> AbstractContextManager[object]:
-    """Which implementation `scaled_dot_product_attention` uses in training.
-
-    On the CPU the written-out products: for sentences of 10 to 45 tokens the fused kernel's backward pass took 2 to 5
-    times as long (bf16, 2 cores, and with it the whole update 1.5 times). Elsewhere PyTorch chooses.
-    """
-    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
-
-
-def _is_due(state: TrainerState, every_updates: int, every_seconds: float, last_seconds: float) -> bool:
-    if every_updates and state.update % every_updates == 0:
-        return True
-    return bool(every_seconds) and state.seconds - last_seconds >= every_seconds
-
-
-def _update_seed(seed: int, update: int, rank: int) -> int:
-    """A seed for the dropout of one update on one process."""
-    return ((seed * 1_000_003 + update) * 1_009 + rank) % (1 << 63)
-
-
-def _advance(bar: "tqdm[None]", state: TrainerState, train: TrainConfig) -> None:
-    bar.update((state.update if train.max_updates else int(state.seconds)) - bar.n)
 
 
 def train(config: Config, run_directory: Path, show_progress: bool = True) -> StopReason:

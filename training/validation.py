@@ -16,16 +16,24 @@ def validation_loss(model: Transformer, data: PreparedData, name: str, config: C
     total, positions = 0.0, 0
     for batch in data.validation_batches(name, config.train.batch_tokens):
         with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
-            hidden = model(batch.source_ids.to(device), batch.source_lengths.to(device), batch.target_input_ids.to(device))
+            hidden = model(
+                batch.source_ids.to(device), batch.source_lengths.to(device), batch.target_input_ids.to(device)
+            )
         _, nll, count = smoothed_cross_entropy(
-            hidden, model.projection.weight, batch.target_output_ids.to(device), config.train.label_smoothing, dtype
+            hidden,
+            model.projection.weight,
+            batch.target_output_ids.to(device),
+            smoothing=config.train.label_smoothing,
+            dtype=dtype,
         )
         total += nll.item()
         positions += count
     return total / max(1, positions)
 
 
-def validate(model: Transformer, data: PreparedData, config: Config, update: int, device: torch.device) -> list[ValidationScore]:
+def validate(
+    model: Transformer, data: PreparedData, config: Config, update: int, device: torch.device
+) -> list[ValidationScore]:
     """Scores every held-out set, the deciding one first. Leaves the model in the mode it was in."""
     was_training = model.training
     model.eval()
