@@ -96,12 +96,14 @@ class EngineConfig:
     max_target_tokens: int = _setting(0, least=0)
     """Target tokens of a segment, end of sentence included. 0: what the model can make."""
     max_encode_tokens: int = _setting(1024, least=1)
-    """Source tokens, padding included, that may be encoded between two decoding steps, so that running sentences go on."""
+    """Source tokens, padding included, encoded at most between two decoding steps, so that running sentences go on."""
     num_threads: int = _setting(0, least=0, most=1024)
     """Threads of the graphs. 0: the cores this process may use, by its cgroup and affinity."""
     allow_spinning: bool = False
     """Whether idle threads of the graphs wait busily: faster where cores are free, slower where callers need them."""
-    provider: str = _setting("cpu", choices=("cpu", "cuda"))
+    require_same_bytes: bool = True
+    """Whether a model that fails the same-bytes probe on this machine is refused at start."""
+    provider: str = _setting("cpu", choices=("cpu",))
     """Where the graphs run."""
 
 
@@ -110,7 +112,7 @@ class ShutdownConfig:
     """How the server stops."""
 
     shutdown_delay_seconds: float = _setting(5.0, least=0)
-    """How long after SIGTERM calls are still taken, until the world has seen that readiness is off. Not after Ctrl-C."""
+    """How long after SIGTERM calls are still taken, until the world has seen the readiness go. Not after Ctrl-C."""
     drain_seconds: float = _setting(20.0, least=0)
     """How long running calls may take to finish after that."""
 
@@ -192,15 +194,19 @@ class Setting:
             return f"{named} must be {kinds[self.kind]}, but is {value!r}."
         if self.choices and value not in self.choices:
             return f"{named} must be one of {', '.join(self.choices)}, but is {value!r}."
-        if self.least is not None and not value >= self.least:  # not >=: NaN is refused too
-            return f"{named} must be at least {self.least}, but is {value}."
-        if self.most is not None and value > self.most:
-            return f"{named} must be at most {self.most}, but is {value}."
-        if self.kind is float and value == float("inf"):
-            return f"{named} must be finite, but is {value}."
+        if self.kind in (int, float) and self._number_problem(value):
+            return f"{named} must be {self._number_problem(value)}, but is {value}."
         if self.name.endswith("address") and (value or self.name == "address"):
             return _address_problem(value, named)
         return None
+
+    def _number_problem(self, value: float) -> str | None:
+        """What a number must be and is not, or None."""
+        if self.least is not None and not value >= self.least:  # not >=: NaN is refused too
+            return f"at least {self.least}"
+        if self.most is not None and value > self.most:
+            return f"at most {self.most}"
+        return "finite" if value == float("inf") else None
 
     def parse(self, text: str) -> Any:
         """The value that a text of the environment or the command line means; the text itself when it means none, which
@@ -234,7 +240,7 @@ def settings() -> dict[str, Setting]:
                 section=section.name,
                 name=entry.name,
                 kind=typing.cast(type, entry.type),
-                default=entry.default,
+                default=typing.cast(Any, entry.default),
                 help=helps[entry.name],
                 least=entry.metadata.get("least"),
                 most=entry.metadata.get("most"),
@@ -295,19 +301,8 @@ def load_config(
     given: dict[str, tuple[Any, str]] = {}  # setting -> value, where it was said
     file = file or environment.get(f"{ENVIRONMENT_PREFIX}CONFIG")
     if file:
-        for name, value in _read_file(Path(file), problems):
-            given[name] = (value, str(file))
-    for variable, text in sorted(environment.items()):
-        if not variable.startswith(ENVIRONMENT_PREFIX) or variable == f"{ENVIRONMENT_PREFIX}CONFIG":
-            continue
-        name = variable.removeprefix(ENVIRONMENT_PREFIX)
-        setting = settings().get(name.lower())
-        if setting is None or setting.variable != variable:
-            if _KUBERNETES_LINK.fullmatch(name):
-                continue
-            problems.append(f"{variable} in the environment must be a known setting, but is not.")
-        else:
-            given[setting.name] = (setting.parse(text), variable)
+        given.update(_read_file(Path(file), problems))
+    given.update(_read_environment(environment, problems))
     for name, setting in settings().items():
         if flags is not None and name in flags:
             flag = flags[name]
@@ -319,14 +314,28 @@ def load_config(
         raise ConfigError(problems)
     sections = {}
     for section in dataclasses.fields(Config):
-        names = [entry.name for entry in dataclasses.fields(typing.cast(Any, section.type))]
+        section_type = typing.cast(Any, section.type)
+        names = [entry.name for entry in dataclasses.fields(section_type)]
         values = {name: settings()[name].kind(given[name][0]) for name in names if name in given}
-        sections[section.name] = typing.cast(Any, section.type)(**values)
+        sections[section.name] = section_type(**values)
     return Config(**sections)
 
 
-def _read_file(path: Path, problems: list[str]) -> Iterator[tuple[str, Any]]:
-    """The settings of a TOML file by name; what is no setting becomes a problem."""
+def _read_environment(environment: Mapping[str, str], problems: list[str]) -> Iterator[tuple[str, tuple[Any, str]]]:
+    """The settings of the environment by name, with where they were said; what is no setting becomes a problem."""
+    for variable, text in sorted(environment.items()):
+        name = variable.removeprefix(ENVIRONMENT_PREFIX)
+        if name == variable or name == "CONFIG" or _KUBERNETES_LINK.fullmatch(name):
+            continue
+        setting = settings().get(name.lower())
+        if setting is None or setting.variable != variable:
+            problems.append(f"{variable} in the environment must be a known setting, but is not.")
+        else:
+            yield setting.name, (setting.parse(text), variable)
+
+
+def _read_file(path: Path, problems: list[str]) -> Iterator[tuple[str, tuple[Any, str]]]:
+    """The settings of a TOML file by name, with where they were said; what is no setting becomes a problem."""
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -342,4 +351,4 @@ def _read_file(path: Path, problems: list[str]) -> Iterator[tuple[str, Any]]:
             if setting is None or setting.section != table:
                 problems.append(f"`{table}.{name}` in {path} must be a known setting, but is not.")
             else:
-                yield name, value
+                yield name, (value, str(path))

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import grpc
-from google.protobuf import any_pb2, duration_pb2, message
+from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from service.refusals import (
@@ -33,7 +34,7 @@ class Failure:
     """`google.rpc.ErrorInfo.reason`."""
     message: str
     """For people; never contains text of the request."""
-    details: tuple[message.Message, ...] = ()
+    details: tuple[Message, ...] = ()
     """Details beside the ErrorInfo."""
     retry_seconds: float | None = None
     """When to try again; None: trying again is no use."""
@@ -43,7 +44,7 @@ class Failure:
     def trailing_metadata(self, request_id: str) -> tuple[tuple[str, str | bytes], ...]:
         """The trailers that carry the details: the rich status, the delay to retry after, the identity of the call."""
         info = error_details_pb2.ErrorInfo(reason=self.reason, domain=DOMAIN, metadata={"request_id": request_id})
-        details: list[message.Message] = [info, *self.details]
+        details: list[Message] = [info, *self.details]
         trailers: list[tuple[str, str | bytes]] = [(REQUEST_ID_KEY, request_id)]
         if self.retry_seconds is not None:
             milliseconds = max(1, round(self.retry_seconds * 1000))
@@ -61,7 +62,7 @@ class Failure:
 
 
 def _invalid(error: InvalidRequestError) -> Failure:
-    violations = []
+    violations: list[error_details_pb2.BadRequest.FieldViolation] = []
     num_characters = 0
     for violation in error.violations:
         num_characters += len(violation.field) + len(violation.description)

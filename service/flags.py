@@ -1,4 +1,4 @@
-"""What a reader should know about a segment: signs, readable from its tokens and texts alone, that something went wrong."""
+"""What a reader should know about a segment: signs, read from its tokens and texts alone, that it went wrong."""
 
 import re
 from collections import Counter
@@ -47,8 +47,7 @@ def _has_loop(ids: Sequence[int]) -> bool:
 
 
 def placeholders(text: str) -> Counter[str]:
-    """The placeholders of a text and how often each occurs: `{name}`, `{0}`, `${x}`, `%s`, `%d`, `%(n)s`, `%1$s`, `<0>`,
-    `<ph0>`."""
+    """The placeholders of a text and how often each occurs: `{name}`, `{0}`, `${x}`, `%s`, `%(n)s`, `%1$s`, `<0>`, `<ph0>`."""
     if not any(sign in text for sign in _PLACEHOLDER_SIGNS):
         return Counter()
     return Counter(match[0] for match in _PLACEHOLDER.finditer(text))

@@ -1,8 +1,8 @@
 """Structured logs on stderr: what happened, to which request, never the text that was translated.
 
 A message is a constant sentence; facts go beside it through `extra`, and only those named in `FACTS` are written. So a
-text cannot slip into the log by way of a formatted message, and exceptions are written as their type and the places they
-passed; their message is written only where it comes from the system or ONNX Runtime, which never see text.
+text cannot slip into the log by way of a formatted message, and exceptions are written as their type and the places
+they passed; their message is written only where it comes from the system or ONNX Runtime, which never see text.
 """
 
 import json

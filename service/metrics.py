@@ -1,14 +1,14 @@
 """Every metric of the service, and the only file that touches Prometheus.
 
 Names begin with `dragoman_`, units are base units, labels never hold text, ids or addresses. Counters and histograms are
-updated once a step or once a call; gauges are read from the engine when the page is asked for, so that the decoding loop
-pays nothing for them. docs/behaviour.md lists what is here.
+updated once a step or once a call; gauges are read from the engine when the page is asked for, so that the decoding
+loop pays nothing for them. docs/behaviour.md lists what is here.
 """
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, start_http_server
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
@@ -29,6 +29,7 @@ class Metrics:
     """The metrics of one server. Updated from the engine's threads and the event loop."""
 
     def __init__(self) -> None:
+        disable_created_metrics()  # a second series for each, of no use beside the process's own start time
         self.registry = CollectorRegistry()
         registry = self.registry
         ProcessCollector(registry=registry)
@@ -97,7 +98,9 @@ class Metrics:
             for reason in (FinishReason.CANCELLED, FinishReason.EXPIRED, FinishReason.FAILED)
         }
         self._requests_by_code = {"OK": self._requests.labels("OK")}
-        self._gauges = _Gauges()
+        self._num_source_tokens = 0
+        self._num_padded_source_tokens = 0
+        self._gauges = _Gauges(self)
         registry.register(self._gauges)
 
     def observe_models(self, models: Sequence[ServedModel]) -> None:
@@ -127,6 +130,8 @@ class Metrics:
             self._encode_seconds.observe(report.encode_seconds)
             self._source_tokens.inc(report.num_source_tokens)
             self._padded_source_tokens.inc(report.num_padded_source_tokens)
+            self._num_source_tokens += report.num_source_tokens
+            self._num_padded_source_tokens += report.num_padded_source_tokens
         if report.encode_error is not None:
             self._failed_steps.inc()
         if report.decode_error is not None:
@@ -143,6 +148,10 @@ class Metrics:
             inter_token_seconds = mean_inter_token_seconds(sequence)
             if not math.isnan(inter_token_seconds):
                 self._inter_token_seconds.observe(inter_token_seconds)
+
+    def padding_ratio(self) -> float:
+        """Share of padding in all source tokens that were encoded; 0.0 before the first."""
+        return 1.0 - self._num_source_tokens / self._num_padded_source_tokens if self._num_padded_source_tokens else 0.0
 
     def serve(self, address: str) -> tuple[str, "MetricsServer"]:
         """Serves the page at `address` (host:port) from a thread.
@@ -175,8 +184,9 @@ class MetricsServer:
 class _Gauges(Collector):
     """What is read from the engines at the moment the page is asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, metrics: Metrics) -> None:
         self.models: list[ServedModel] = []
+        self._metrics = metrics
 
     def describe(self) -> Iterable[Metric]:
         """The families without samples: what registering needs."""
@@ -186,8 +196,7 @@ class _Gauges(Collector):
         """The families as of now."""
         yield from self._families(self.models)
 
-    @staticmethod
-    def _families(models: list[ServedModel]) -> list[Metric]:
+    def _families(self, models: list[ServedModel]) -> list[Metric]:
         loops = [model.loop for model in models]
         num_running = sum(loop.num_running for loop in loops)
         families = [
@@ -203,6 +212,11 @@ class _Gauges(Collector):
             GaugeMetricFamily("dragoman_slots_used", "Rows of the key/value slabs in use.", num_running),
             GaugeMetricFamily(
                 "dragoman_slots_capacity", "Rows of the key/value slabs.", sum(model.max_rows for model in models)
+            ),
+            GaugeMetricFamily(
+                "dragoman_padding_ratio",
+                "Share of padding in the source tokens encoded since the start.",
+                self._metrics.padding_ratio(),
             ),
             GaugeMetricFamily(
                 "dragoman_stalled_seconds",

@@ -1,5 +1,5 @@
-"""Why a call is not answered with a translation: plain exceptions, raised where it is decided. `service.errors` maps them
-to status codes; anything else that is raised is our fault."""
+"""Why a call is not answered with a translation: plain exceptions, raised where it is decided. `service.errors` maps
+them to status codes; anything else that is raised is our fault."""
 
 from dataclasses import dataclass
 

@@ -1,8 +1,8 @@
 """Raw text to segments and back: which characters are translated together, and what stands between them.
 
 An item of a request is cut into *segments*, mostly sentences, whose texts joined are the item: no character is lost or
-seen twice. Line breaks always end a segment. White space around a segment is kept beside it and never translated, so the
-layout of a text survives. A sentence longer than the model takes is split at clause punctuation, else at white space,
+seen twice. Line breaks always end a segment. White space around a segment is kept beside it and never translated, so
+the layout of a text survives. A sentence longer than the model takes is split at clause punctuation, else at white space,
 else anywhere, and says so (`is_split`).
 """
 
@@ -38,18 +38,147 @@ class Segment:
 
 # Words before a period that never end a sentence: a name or a number follows.
 _TITLES = frozenset(
-    "mr mrs ms mx dr prof rev hon st sr jr gen col lt sgt capt cmdr gov sen rep pres messrs mme mlle "
-    "vs cf approx resp incl excl viz e.g i.e eg ie ca al op cit".split()
+    [
+        "mr",
+        "mrs",
+        "ms",
+        "mx",
+        "dr",
+        "prof",
+        "rev",
+        "hon",
+        "st",
+        "sr",
+        "jr",
+        "gen",
+        "col",
+        "lt",
+        "sgt",
+        "capt",
+        "cmdr",
+        "gov",
+        "sen",
+        "rep",
+        "pres",
+        "messrs",
+        "mme",
+        "mlle",
+        "vs",
+        "cf",
+        "approx",
+        "resp",
+        "incl",
+        "excl",
+        "viz",
+        "e.g",
+        "i.e",
+        "eg",
+        "ie",
+        "ca",
+        "al",
+        "op",
+        "cit",
+    ]
 )
 # ... that do not end one when a number follows ("No. 5", "Fig. 2", "Jan. 3").
 _BEFORE_NUMBER = frozenset(
-    "no nos nr fig figs vol vols p pp ch chap sec sect eq eqs art ed eds pt ver v rev ref refs tab app "
-    "jan feb mar apr jun jul aug sep sept oct nov dec".split()
+    [
+        "no",
+        "nos",
+        "nr",
+        "fig",
+        "figs",
+        "vol",
+        "vols",
+        "p",
+        "pp",
+        "ch",
+        "chap",
+        "sec",
+        "sect",
+        "eq",
+        "eqs",
+        "art",
+        "ed",
+        "eds",
+        "pt",
+        "ver",
+        "v",
+        "rev",
+        "ref",
+        "refs",
+        "tab",
+        "app",
+        "jan",
+        "feb",
+        "mar",
+        "apr",
+        "jun",
+        "jul",
+        "aug",
+        "sep",
+        "sept",
+        "oct",
+        "nov",
+        "dec",
+    ]
 )
 # ... that may: they do when a typical first word of a sentence follows ("in the U.S. The next day").
 _STARTERS = frozenset(
-    "the a an this that these those it its he she they we you i in on at if when while after before but however and so "
-    "for to as there then what why how who where his her their our my your please see note is are do does did can".split()
+    [
+        "the",
+        "a",
+        "an",
+        "this",
+        "that",
+        "these",
+        "those",
+        "it",
+        "its",
+        "he",
+        "she",
+        "they",
+        "we",
+        "you",
+        "i",
+        "in",
+        "on",
+        "at",
+        "if",
+        "when",
+        "while",
+        "after",
+        "before",
+        "but",
+        "however",
+        "and",
+        "so",
+        "for",
+        "to",
+        "as",
+        "there",
+        "then",
+        "what",
+        "why",
+        "how",
+        "who",
+        "where",
+        "his",
+        "her",
+        "their",
+        "our",
+        "my",
+        "your",
+        "please",
+        "see",
+        "note",
+        "is",
+        "are",
+        "do",
+        "does",
+        "did",
+        "can",
+    ]
 )
 _CLOSERS = "\"'”’»)]}｣」』】》〉）］｝"
 _OPENERS = "\"'“‘«([{¿¡「『【《〈（"
@@ -75,8 +204,8 @@ _WORD_LOOKBACK = 64  # characters looked at before a period: longer than any abb
 def split_item(text: str, encode: Encode, max_source_tokens: int) -> list[Segment]:
     """The segments of `text`, in order; none for an empty text. Their `source_text`s joined are `text`.
 
-    Each has at most `max_source_tokens` source ids, but for a single character that alone has more. Takes time linear in
-    the length of the text.
+    Each has at most `max_source_tokens` source ids, but for a single character that alone has more. Takes time
+    linear in the length of the text.
     """
     segments: list[Segment] = []
     for sentence in _sentences(text):
@@ -122,12 +251,12 @@ def join_translations(segments: Sequence[Segment], translations: Sequence[str], 
     """The target text of each segment with the white space around it; joined they are the translation of the item.
 
     White space is kept as it was, with two exceptions inside a line. Between sentences of a language written without
-    spaces (Chinese, Japanese) a single space is dropped, unless it parts two Latin letters or digits. Into a language written
-    with spaces, one is put after a full-width stop that had none.
+    spaces (Chinese, Japanese) a single space is dropped, unless it parts two ASCII characters. Into a language written with
+    spaces, one is put after a full-width stop that had none.
 
     `translations` are those of the cores ("" for a blank segment), one for each segment.
     """
-    is_unspaced = target_language.split("-")[0].lower() in ("zh", "ja", "yue")
+    is_unspaced = target_language.split("-", maxsplit=1)[0].lower() in ("zh", "ja", "yue")
     texts = []
     last = len(segments) - 1
     for i, (segment, translation) in enumerate(zip(segments, translations, strict=True)):

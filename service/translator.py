@@ -1,7 +1,7 @@
 """A request to sequences, and finished sequences to a reply: no gRPC, no event loop.
 
-`Translator.prepare` checks a request, picks the model, cuts the texts and makes one `Sequence` for each segment that has
-text. Whoever runs them calls `Job.finish_one` as each ends, and `Job.result` once all have.
+`Translator.prepare` checks a request, picks the model, cuts the texts and makes one `Sequence` for each segment that
+has text. Whoever runs them calls `Job.finish_one` as each ends, and `Job.result` once all have.
 """
 
 import math
@@ -67,9 +67,9 @@ class ServedModel:
 def default_max_target_tokens(num_source_tokens: int, limit: int) -> int:
     """The most target tokens of a segment whose caller did not say.
 
-    Three for each source token and 16 besides: sentences that end by themselves stay below it (the training data has no
-    pair with such a ratio but very short ones), while a translation that loops ends after a bounded time. It depends on the
-    segment alone, so a translation does not depend on its company.
+    Three for each source token and 16 besides: sentences that end by themselves stay below it (such a
+    ratio occurs only in very short pairs of the training data), while a translation that loops ends after a bounded
+    time. It depends on the segment alone, so a translation does not depend on its company.
     """
     return min(3 * num_source_tokens + 16, limit)
 
@@ -189,8 +189,8 @@ class Translator:
         self._by_name = {model.name: model for model in self.models}
         self._options: dict[int, DecodingOptions] = {}
 
-    def check(self, call: pb.TranslateTextRequest) -> tuple[ServedModel, int]:
-        """Whether a request can be answered.
+    def check(self, call: pb.TranslateTextRequest, contents: Sequence[str]) -> tuple[ServedModel, int]:
+        """Whether a request can be answered; `contents` are its own, read once.
 
         Returns:
             The model that serves it and the target tokens asked for (0: not said).
@@ -199,7 +199,7 @@ class Translator:
             InvalidRequestError: naming every field that is wrong.
             NotServedError: when no model serves what was asked for.
         """
-        violations = self._violations(call)
+        violations = self._violations(call, contents)
         max_target_tokens = call.decoding_options.max_target_tokens if call.HasField("decoding_options") else 0
         if not violations and not max_target_tokens:
             return self._pick(call, violations), 0
@@ -224,18 +224,18 @@ class Translator:
             raise not_served
         return self._pick(call, violations), max_target_tokens
 
-    def _violations(self, call: pb.TranslateTextRequest) -> list[FieldViolation]:
+    def _violations(self, call: pb.TranslateTextRequest, contents: Sequence[str]) -> list[FieldViolation]:
         """Every rule that the request breaks whatever the model."""
         violations = []
         limits = self._limits
-        if not 1 <= len(call.contents) <= limits.max_contents:
+        if not 1 <= len(contents) <= limits.max_contents:
             violations.append(
                 FieldViolation(
                     field="contents",
-                    description=f"It must have between 1 and {limits.max_contents} items, but has {len(call.contents)}.",
+                    description=f"It must have between 1 and {limits.max_contents} items, but has {len(contents)}.",
                 )
             )
-        for i, text in enumerate(call.contents):
+        for i, text in enumerate(contents):
             if len(text) > limits.max_characters_per_item:
                 violations.append(
                     FieldViolation(

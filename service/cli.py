@@ -1,0 +1,213 @@
+"""The command line: `python -m service serve|translate|models|check`."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from service.client import DEFAULT_ADDRESS, Client, InvalidRequestError, Translation, TranslationError
+from service.config import Config, ConfigError, add_flags, load_config
+
+_EXAMPLES = """examples:
+  python -m service serve --models models
+  python -m service translate "The function returns a null pointer." -v
+  python -m service translate < page.txt
+  python -m service models --address 127.0.0.1:50051
+  python -m service check models/en-zh
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns the exit code."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        return int(parsed.run(parsed))
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except TranslationError as error:
+        _print_error(error)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m service",
+        description="Translates text by gRPC: serve models, or call a server.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    serve = commands.add_parser(
+        "serve",
+        help="serve the models of a directory",
+        description="Serves every bundle below a directory until SIGTERM or Ctrl-C. Settings come from a TOML file, "
+        "then the environment (DRAGOMAN_MAX_ROWS), then flags; prints one line when ready.",
+    )
+    add_flags(serve)
+    serve.add_argument("--print-config", action="store_true", help="print the settings as TOML and leave")
+    serve.set_defaults(run=_serve)
+
+    translate = commands.add_parser(
+        "translate",
+        help="translate a text through a server",
+        description="Prints the translation of TEXT, or of stdin.",
+    )
+    translate.add_argument("text", nargs="?", metavar="TEXT", help="what to translate; left out: stdin")
+    translate.add_argument("-v", "--verbose", action="store_true", help="also the segments, scores, flags and timings")
+    translate.add_argument("--source", default="", metavar="LANGUAGE", help="language of TEXT (default: the model's)")
+    translate.add_argument("--target", default="", metavar="LANGUAGE", help="language wanted (default: the model's)")
+    translate.add_argument("--model", default="", metavar="NAME", help="which model (default: the pair's)")
+    translate.add_argument(
+        "--max-target-tokens", type=int, default=0, metavar="INT", help="of one segment (default: the server's choice)"
+    )
+    _add_client_flags(translate)
+    translate.set_defaults(run=_translate)
+
+    models = commands.add_parser(
+        "models", help="list what is served", description="Lists the models of a server, or of a DIRECTORY of bundles."
+    )
+    models.add_argument(
+        "directory", nargs="?", metavar="DIRECTORY", help="a directory of bundles; left out: the server"
+    )
+    _add_client_flags(models)
+    models.set_defaults(run=_models)
+
+    check = commands.add_parser(
+        "check",
+        help="verify a bundle",
+        description="Verifies every file of a bundle, opens its graphs and runs the same-bytes probe on this machine. "
+        "Says OK, or every problem with exit code 1.",
+    )
+    check.add_argument("bundle", metavar="BUNDLE", help="directory of the bundle")
+    check.add_argument(
+        "--num-threads", type=int, default=0, metavar="INT", help="threads (default: the cores there are)"
+    )
+    check.set_defaults(run=_check)
+    return parser
+
+
+def _add_client_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--address", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help=f"default {DEFAULT_ADDRESS}")
+    parser.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="default 60")
+
+
+def _serve(parsed: argparse.Namespace) -> int:
+    config = load_config(file=parsed.config, environment=os.environ, flags=vars(parsed))
+    if parsed.print_config:
+        print(config.to_toml(), end="")
+        return 0
+    from service.server import serve  # ONNX Runtime is loaded only where it is used
+
+    return serve(config)
+
+
+def _translate(parsed: argparse.Namespace) -> int:
+    text = sys.stdin.read() if parsed.text is None else parsed.text
+    with Client(parsed.address, timeout_seconds=parsed.timeout) as client:
+        (translation,) = client.translate(
+            [text],
+            source=parsed.source,
+            target=parsed.target,
+            model=parsed.model,
+            max_target_tokens=parsed.max_target_tokens,
+        )
+    sys.stdout.write(translation.text if translation.text.endswith("\n") else translation.text + "\n")
+    if parsed.verbose:
+        _print_details(translation)
+    return 0
+
+
+def _print_details(translation: Translation) -> None:
+    """Segments, scores and timings."""
+    for number, segment in enumerate(translation.segments, start=1):
+        flags = f"  {' '.join(segment.flags)}" if segment.flags else ""
+        print(
+            f"\n[{number}] {segment.finish_reason}{flags}  score {segment.score:.4f}, "
+            f"{segment.num_source_tokens} source tokens, {segment.num_target_tokens} target tokens"
+        )
+        print(f"    {segment.source_text.strip()!r}\n    {segment.translated_text.strip()!r}")
+        if segment.token_log_probabilities:
+            print("    " + " ".join(f"{value:.3f}" for value in segment.token_log_probabilities))
+    m = translation.metadata
+    print(f"\nmodel {translation.model} {m.model_digest[:12]}, request {m.request_id}")
+    print(
+        f"{m.total_seconds * 1e3:.1f} ms: tokenize {m.tokenize_seconds * 1e3:.1f}, queue {m.queue_seconds * 1e3:.1f}, "
+        f"encode {m.encode_seconds * 1e3:.1f}, decode {m.decode_seconds * 1e3:.1f}; "
+        f"{m.num_steps} steps, at most {m.max_rows_shared} rows in one"
+    )
+
+
+def _print_error(error: TranslationError) -> None:
+    print(f"{error.code}: {error}", file=sys.stderr)
+    if isinstance(error, InvalidRequestError):
+        for violation in error.violations:
+            print(f"  {violation.field}: {violation.description}", file=sys.stderr)
+    if error.request_id:
+        print(f"  request {error.request_id}", file=sys.stderr)
+
+
+def _models(parsed: argparse.Namespace) -> int:
+    if parsed.directory is not None:
+        return _models_of_directory(Path(parsed.directory))
+    with Client(parsed.address, timeout_seconds=parsed.timeout) as client:
+        info = client.info()
+    for model in info.models:
+        same = "same bytes" if model.is_same_bytes else "NOT the same bytes under load"
+        pair = f"{model.source_language_code} → {model.target_language_code}"
+        print(f"{model.name}  {pair}  {model.precision}  {model.digest[:12]}  {same}")
+    print(f"version {info.version}, ONNX Runtime {info.runtime_version}, {info.provider}, {info.num_threads} thread(s)")
+    return 0
+
+
+def _models_of_directory(directory: Path) -> int:
+    from service.bundle import BundleError, load_bundle
+    from service.models import ModelsError, find_bundles
+
+    exit_code = 0
+    try:
+        bundles = find_bundles(directory)
+    except ModelsError as error:
+        print(error, file=sys.stderr)
+        return 1
+    for path in bundles:
+        try:
+            bundle = load_bundle(path)
+        except BundleError as error:
+            print(error, file=sys.stderr)
+            exit_code = 1
+            continue
+        manifest = bundle.manifest
+        pair = f"{manifest.source_language} → {manifest.target_language}"
+        print(f"{manifest.name}  {pair}  {manifest.precision}  {bundle.digest[:12]}  {path}")
+    return exit_code
+
+
+def _check(parsed: argparse.Namespace) -> int:
+    from service.bundle import BundleError
+    from service.models import ModelsError, open_model, same_bytes_problem
+
+    flags = {"num_threads": parsed.num_threads}
+    config: Config = load_config(flags=flags)
+    try:
+        model = open_model(parsed.bundle, config.engine)
+    except (BundleError, ModelsError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    manifest = model.bundle.manifest
+    if not model.probe.is_same_bytes:
+        print(f"{parsed.bundle}: {same_bytes_problem(model.probe)}", file=sys.stderr)
+        return 1
+    num_bytes = sum(record.num_bytes for record in manifest.files.values())
+    print(
+        f"OK: {manifest.name} {model.bundle.digest[:12]} {manifest.precision}, {len(manifest.files)} files, "
+        f"{num_bytes / 1e6:.1f} MB, same bytes alone and together on this machine ({model.num_threads} thread(s))"
+    )
+    return 0

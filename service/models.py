@@ -1,0 +1,151 @@
+"""From a folder of bundles to models that decode: verify, open, prove, and give each its engine."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnxruntime
+
+from service.bundle import MANIFEST_NAME, Bundle, BundleError, load_bundle
+from service.config import Config, EngineConfig, LimitsConfig
+from service.cpu import cpu_budget
+from service.engine import Engine, StepReport
+from service.engine_loop import EngineLoop
+from service.model_runner import ModelRunnerError, OnnxModelRunner
+from service.request import Sequence
+from service.same_bytes import ProbeResult, probe_same_bytes
+from service.translator import ServedModel
+
+
+class ModelsError(RuntimeError):
+    """Models that cannot be served; `problems` lists every reason."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenedModel:
+    """A bundle whose graphs are open and were probed."""
+
+    bundle: Bundle
+    """Its verified files."""
+    runner: OnnxModelRunner
+    """Its graphs."""
+    probe: ProbeResult
+    """Whether a sentence's bytes depend on its company on this machine."""
+    num_threads: int
+    """Threads of its graphs."""
+
+
+def find_bundles(directory: str | Path) -> list[Path]:
+    """The sub-directories of `directory` that have a manifest, by name.
+
+    Raises:
+        ModelsError: when there is none.
+    """
+    root = Path(directory)
+    found = sorted(path.parent for path in root.glob(f"*/{MANIFEST_NAME}"))
+    if not found:
+        raise ModelsError(
+            [f"`models` must be a directory of bundles, but {root} has no sub-directory with a manifest."]
+        )
+    return found
+
+
+def open_model(directory: str | Path, config: EngineConfig) -> OpenedModel:
+    """Verifies a bundle, opens its graphs and probes them.
+
+    Raises:
+        BundleError: listing every problem of the files.
+        ModelsError: when the graphs cannot be run as configured.
+    """
+    bundle = load_bundle(directory)
+    num_threads = config.num_threads or cpu_budget().num_threads
+    most = bundle.architecture.max_positions
+    try:
+        runner = OnnxModelRunner(
+            bundle,
+            max_rows=config.max_rows,
+            max_source_tokens=min(config.max_source_tokens or most, most),
+            max_target_tokens=min(config.max_target_tokens or most, most),
+            num_threads=num_threads,
+            provider=config.provider,
+            allow_spinning=config.allow_spinning,
+        )
+    except ModelRunnerError as error:
+        raise ModelsError([f"{bundle.directory}: {error}"]) from error
+    return OpenedModel(bundle=bundle, runner=runner, probe=probe_same_bytes(runner), num_threads=num_threads)
+
+
+def load_models(
+    config: Config, *, deliver: Callable[[list[Sequence]], None], observe: Callable[[StepReport], None]
+) -> list[ServedModel]:
+    """Every model of the configured directory, its engine loop not yet started. Takes seconds.
+
+    Raises:
+        ModelsError: listing the problems of every bundle, or that two models have one name.
+    """
+    problems: list[str] = []
+    opened: list[OpenedModel] = []
+    for directory in find_bundles(config.server.models):
+        try:
+            model = open_model(directory, config.engine)
+        except (BundleError, ModelsError) as error:
+            problems.append(str(error))
+            continue
+        if config.engine.require_same_bytes and not model.probe.is_same_bytes:
+            problems.append(f"{directory}: {same_bytes_problem(model.probe)}")
+        opened.append(model)
+    names = [model.bundle.manifest.name for model in opened]
+    problems += [f"Models must have names of their own, but {name} is there twice." for name in sorted({
+        name for name in names if names.count(name) > 1
+    })]  # fmt: skip
+    if problems:
+        raise ModelsError(problems)
+    return [_serve(model, config.limits, config.engine, deliver, observe) for model in opened]
+
+
+def same_bytes_problem(result: ProbeResult) -> str:
+    """What a failed probe means, for people."""
+    return (
+        "On this machine a translation must not depend on what is translated beside it, but it does: "
+        f"{result.summary()}. (`require_same_bytes = false` serves it all the same.)"
+    )
+
+
+def _serve(
+    model: OpenedModel,
+    limits: LimitsConfig,
+    config: EngineConfig,
+    deliver: Callable[[list[Sequence]], None],
+    observe: Callable[[StepReport], None],
+) -> ServedModel:
+    manifest = model.bundle.manifest
+    engine = Engine.greedy(
+        model.runner,
+        max_waiting_sequences=limits.max_waiting_segments,
+        max_waiting_tokens=limits.max_waiting_tokens,
+        max_encode_tokens_per_step=config.max_encode_tokens,
+    )
+    return ServedModel(
+        name=manifest.name,
+        digest=model.bundle.digest,
+        precision=manifest.precision,
+        source_language=manifest.source_language,
+        target_language=manifest.target_language,
+        tokenizer=model.bundle.tokenizer,
+        loop=EngineLoop(engine, deliver=deliver, observe=observe, name=f"engine {manifest.name}"),
+        max_source_tokens=model.runner.max_source_tokens,
+        max_target_tokens=model.runner.max_target_tokens,
+        max_rows=model.runner.max_rows,
+        is_same_bytes=model.probe.is_same_bytes,
+        provider=config.provider,
+        num_threads=model.num_threads,
+    )
+
+
+def runtime_version() -> str:
+    """ONNX Runtime's version."""
+    return str(onnxruntime.__version__)

@@ -1,0 +1,290 @@
+"""The life of a server: startup → main loop → shutdown.
+
+Signal handlers, health and the gRPC port come first and the models after them, so that a server that is still loading
+can be probed and stopped. SIGTERM: readiness goes off, calls are still taken for a moment, then refused; what runs is
+finished; exit code 0. A second signal stops at once.
+"""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from typing import TextIO
+
+import grpc
+from grpc_health.v1 import health_pb2_grpc as health_grpc
+from grpc_reflection.v1alpha import reflection
+
+from service import logs
+from service.bundle import BundleError
+from service.config import Config
+from service.health import Health
+from service.metrics import Metrics, MetricsServer
+from service.models import ModelsError, load_models, runtime_version
+from service.pb.translation.v1 import translation_pb2 as pb
+from service.pb.translation.v1 import translation_pb2_grpc
+from service.servicer import SERVICE_NAME, TranslationServicer
+from service.translator import ServedModel, Translator
+
+logger = logging.getLogger(__name__)
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+_SWITCH_SECONDS = 0.0005
+"""How long a Python thread keeps the others waiting. The default, 5 ms, is several decoding steps: with it the engine's
+thread stood idle behind the event loop after each run of a graph."""
+_HEALTH_NAME = "grpc.health.v1.Health"
+
+
+class StartError(RuntimeError):
+    """The server cannot start; the message says why."""
+
+
+def serve(config: Config, *, output: TextIO | None = None) -> int:
+    """Runs a server in the main thread until it is told to stop; its one line goes to `output` (stdout) when ready.
+
+    Returns:
+        The exit code: 0 after an orderly stop, 1 when it cannot start or had to give up running calls, 128 + the
+        signal's number when a second signal stopped it.
+    """
+    logs.set_up(log_format=config.logs.log_format, log_level=config.logs.log_level)
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    try:
+        return asyncio.run(Server(config, output=output or sys.stdout).run())
+    except (StartError, BundleError, ModelsError) as error:
+        print(f"The server cannot start: {error}", file=sys.stderr)
+        return EXIT_FAILED
+
+
+class Server:
+    """One server process. Everything here belongs to the event loop's thread."""
+
+    def __init__(self, config: Config, *, output: TextIO) -> None:
+        self._config = config
+        self._output = output
+        self._metrics = Metrics()
+        self._health = Health()
+        self._signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
+        self._models: list[ServedModel] = []
+        self._address = config.server.address
+        self._metrics_address = ""
+
+    async def run(self) -> int:
+        """See `serve`.
+
+        Raises:
+            StartError: when an address cannot be bound.
+            ModelsError, BundleError: when the models cannot be served.
+        """
+        event_loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            event_loop.add_signal_handler(number, self._signals.put_nowait, number)
+        servicer = TranslationServicer(self._config, self._metrics, event_loop=event_loop)
+        grpc_server = await self._listen(servicer)
+        metrics_server: MetricsServer | None = None
+        watch: asyncio.Task[None] | None = None
+        try:
+            metrics_server = self._listen_metrics()
+            first = await self._load(servicer)
+            if first is None:
+                watch = asyncio.create_task(self._health.watch([model.loop for model in self._models]))
+                await self._health.set_ready(True)
+                print(self._ready_line(), file=self._output, flush=True)
+                first = await self._signals.get()
+            return await self._shut_down(first, servicer, grpc_server)
+        finally:
+            if watch is not None:
+                watch.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await watch
+            await grpc_server.stop(0)
+            for model in self._models:
+                model.loop.stop()
+            if metrics_server is not None:
+                metrics_server.stop()
+
+    async def _listen(self, servicer: TranslationServicer) -> "grpc.aio.Server":
+        """Starts gRPC: health answers, calls are told to come back."""
+        await self._health.set_ready(False)
+        server = grpc.aio.server(options=channel_options(self._config))
+        translation_pb2_grpc.add_TranslationServiceServicer_to_server(servicer, server)
+        health_grpc.add_HealthServicer_to_server(self._health.servicer, server)
+        if self._config.server.reflection:
+            names = (SERVICE_NAME, _HEALTH_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, server)
+        address = self._config.server.address
+        try:
+            port = server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise StartError(f"`address` must be free to listen on, but {address} is not.") from error
+        self._address = f"{address.rpartition(':')[0]}:{port}"
+        await server.start()
+        return server
+
+    def _listen_metrics(self) -> MetricsServer | None:
+        address = self._config.server.metrics_address
+        if not address:
+            return None
+        try:
+            self._metrics_address, server = self._metrics.serve(address)
+        except OSError as error:
+            raise StartError(
+                f"`metrics_address` must be free to listen on, but {address} is not: {error.strerror}."
+            ) from error
+        return server
+
+    async def _load(self, servicer: TranslationServicer) -> signal.Signals | None:
+        """Loads the models while the event loop answers health checks.
+
+        Returns:
+            None when calls are taken, or the signal that came before.
+        """
+        loading = in_daemon_thread(
+            lambda: load_models(self._config, deliver=servicer.deliver, observe=self._metrics.observe_step)
+        )
+        stopping = asyncio.create_task(self._signals.get())
+        await asyncio.wait([loading, stopping], return_when=asyncio.FIRST_COMPLETED)
+        if stopping.done():
+            return stopping.result()
+        stopping.cancel()
+        self._models = loading.result()
+        for model in self._models:
+            model.loop.start()
+        self._metrics.observe_models(self._models)
+        translator = Translator(self._models, self._config.limits, clock=asyncio.get_running_loop().time)
+        servicer.begin_serving(translator, server_info(self._config, self._models))
+        for model in self._models:
+            facts = {"model": model.name, "digest": model.digest, "precision": model.precision}
+            logger.info("A model is served.", extra={**facts, "num_threads": model.num_threads})
+        return None
+
+    def _ready_line(self) -> str:
+        models = "; ".join(
+            f"model {model.name} {model.digest[:12]} {model.precision}, {model.num_threads} thread(s), {model.provider}"
+            for model in self._models
+        )
+        metrics = f"metrics on {self._metrics_address}" if self._metrics_address else "no metrics"
+        return f"Serving on {self._address}, {metrics}: {models}"
+
+    async def _shut_down(
+        self, first: signal.Signals, servicer: TranslationServicer, grpc_server: "grpc.aio.Server"
+    ) -> int:
+        """From the first signal to the exit code."""
+        orderly = asyncio.create_task(self._drain(first, servicer, grpc_server))
+        second = asyncio.create_task(self._signals.get())
+        await asyncio.wait([orderly, second], return_when=asyncio.FIRST_COMPLETED)
+        if orderly.done():
+            second.cancel()
+            return orderly.result()
+        orderly.cancel()
+        logger.warning("A second signal: stopping at once.", extra={"num_calls": servicer.num_calls})
+        return 128 + second.result()
+
+    async def _drain(self, first: signal.Signals, servicer: TranslationServicer, grpc_server: "grpc.aio.Server") -> int:
+        shutdown = self._config.shutdown
+        logger.info("Stopping: not ready any more.", extra={"signal": first.name, "num_calls": servicer.num_calls})
+        await self._health.set_ready(False)
+        if first is signal.SIGTERM and self._models:
+            await asyncio.sleep(shutdown.shutdown_delay_seconds)
+        servicer.begin_draining()
+        for model in self._models:
+            model.loop.begin_drain()
+        logger.info("Stopping: calls are refused.", extra={"num_calls": servicer.num_calls})
+        try:
+            await asyncio.wait_for(servicer.wait_idle(), shutdown.drain_seconds)
+        except TimeoutError:
+            logger.error("Stopping: calls that did not finish are given up.", extra={"num_calls": servicer.num_calls})
+            return EXIT_FAILED
+        await grpc_server.stop(1.0)  # replies that are on their way
+        logger.info("Stopped.")
+        return EXIT_OK
+
+
+def in_daemon_thread(work: Callable[[], list[ServedModel]]) -> "asyncio.Future[list[ServedModel]]":
+    """Runs `work` in a thread that does not keep the process from ending."""
+    event_loop = asyncio.get_running_loop()
+    future: asyncio.Future[list[ServedModel]] = event_loop.create_future()
+
+    def settle(result: list[ServedModel] | None, error: Exception | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            assert result is not None
+            future.set_result(result)
+
+    def run() -> None:
+        result, failure = None, None
+        try:
+            result = work()
+        except Exception as error:
+            failure = error
+        with contextlib.suppress(RuntimeError):  # the event loop has ended: nobody waits
+            event_loop.call_soon_threadsafe(settle, result, failure)
+
+    threading.Thread(target=run, name="load", daemon=True).start()
+    return future
+
+
+def channel_options(config: Config) -> list[tuple[str, int]]:
+    """The options of the gRPC server."""
+    server = config.server
+    options = [
+        ("grpc.max_receive_message_length", server.max_message_bytes),
+        ("grpc.max_send_message_length", -1),  # bounded by what was asked for
+        ("grpc.keepalive_time_ms", round(server.keepalive_seconds * 1000)),
+        ("grpc.keepalive_timeout_ms", round(server.keepalive_timeout_seconds * 1000)),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", round(server.min_ping_seconds * 1000)),
+        ("grpc.so_reuseport", 0),  # two servers on one address would share its calls unnoticed
+    ]
+    if server.max_connection_age_seconds:
+        options += [
+            ("grpc.max_connection_age_ms", round(server.max_connection_age_seconds * 1000)),
+            ("grpc.max_connection_age_grace_ms", round(server.max_connection_age_grace_seconds * 1000)),
+        ]
+    return options
+
+
+def server_info(config: Config, models: Sequence[ServedModel]) -> pb.GetServerInfoResponse:
+    """What GetServerInfo answers."""
+    return pb.GetServerInfoResponse(
+        version=distribution_version(),
+        models=[
+            pb.ModelInfo(
+                name=model.name,
+                digest=model.digest,
+                source_language_code=model.source_language,
+                target_language_code=model.target_language,
+                precision=model.precision,
+                is_same_bytes=model.is_same_bytes,
+            )
+            for model in models
+        ],
+        limits=pb.Limits(
+            max_contents=config.limits.max_contents,
+            max_characters_per_item=config.limits.max_characters_per_item,
+            max_source_tokens_per_segment=min(model.max_source_tokens for model in models),
+            max_target_tokens_per_segment=min(model.max_target_tokens for model in models),
+            max_rows=config.engine.max_rows,
+            max_waiting_segments=config.limits.max_waiting_segments,
+            max_waiting_tokens=config.limits.max_waiting_tokens,
+            max_message_bytes=config.server.max_message_bytes,
+        ),
+        runtime_version=runtime_version(),
+        provider=models[0].provider,
+        num_threads=models[0].num_threads,
+    )
+
+
+def distribution_version() -> str:
+    """The version that is installed; "unknown" when run from a folder that is not."""
+    try:
+        return metadata.version("dragoman")
+    except metadata.PackageNotFoundError:
+        return "unknown"
