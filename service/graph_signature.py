@@ -165,9 +165,7 @@ class GraphSignature:
                 TensorSignature(name="source_ids", dtype="int64", axes=("B", "S")),
                 lengths("source_lengths"),
             ),
-            encoder_outputs=tuple(
-                cross_cache(name) for i in layers for name in (cross_key(i), cross_value(i))
-            ),
+            encoder_outputs=tuple(cross_cache(name) for i in layers for name in (cross_key(i), cross_value(i))),
             decoder_inputs=tuple(decoder_inputs),
             decoder_outputs=tuple(decoder_outputs),
         )

@@ -43,7 +43,7 @@ class Recipe:
     bits: int
     """Bits of a weight: 32 or 8."""
     block_size: int
-    """Weights that share one scale; 0 for fp32."""
+    """Weights that share one scale, where 64 divides the width (32 elsewhere); 0 for fp32."""
     accuracy_level: int
     """`accuracy_level` of MatMulNBits: 4 multiplies in int8; 0 for fp32."""
     embedding: str
@@ -264,28 +264,32 @@ def _convert(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
         return _build(hint, value, f"{where}.", problems)
     if origin is types.UnionType and type(None) in arguments:  # X | None
         return None if value is None else _convert(arguments[0], value, where, problems)
-    if origin is types.UnionType:
-        if type(value) not in arguments:
-            problems.append(f"`{where}` must be of type {hint}, but is {value!r}.")
-        return value
-    if origin is Literal:
-        if value not in arguments:
-            problems.append(f"`{where}` must be one of {', '.join(map(repr, arguments))}, but is {value!r}.")
-        return value
     if origin is tuple:
-        if not isinstance(value, list):
-            problems.append(f"`{where}` must be a list, but is {value!r}.")
-            return ()
-        return tuple(_convert(arguments[0], item, f"{where}[{i}]", problems) for i, item in enumerate(value))
-    if origin is Mapping:
-        if not isinstance(value, dict):
-            problems.append(f"`{where}` must be an object, but is {value!r}.")
-            return {}
-        if arguments[1] is Any:
-            return value
-        return {key: _convert(arguments[1], item, f"{where}[{key!r}]", problems) for key, item in value.items()}
+        if isinstance(value, list):
+            return tuple(_convert(arguments[0], item, f"{where}[{i}]", problems) for i, item in enumerate(value))
+        problems.append(f"`{where}` must be a list, but is {value!r}.")
+    elif origin is Mapping:
+        if isinstance(value, dict):
+            return {key: _convert(arguments[1], item, f"{where}[{key!r}]", problems) for key, item in value.items()}
+        problems.append(f"`{where}` must be an object, but is {value!r}.")
+    else:
+        return _plain(hint, value, where, problems)
+    return None
+
+
+def _plain(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
+    """`value` as a number, a text or one of some words."""
+    if hint is Any:
+        return value
+    arguments = typing.get_args(hint)
+    allowed = arguments if typing.get_origin(hint) in (Literal, types.UnionType) else (hint,)
+    if typing.get_origin(hint) is Literal:
+        if value not in allowed:
+            problems.append(f"`{where}` must be one of {', '.join(map(repr, allowed))}, but is {value!r}.")
+        return value
     if hint is float and type(value) is int:
         return float(value)
-    if type(value) is not hint:
-        problems.append(f"`{where}` must be of type {hint.__name__}, but is {value!r}.")
+    if type(value) not in allowed:
+        names = " or ".join(kind.__name__ for kind in allowed)
+        problems.append(f"`{where}` must be of type {names}, but is {value!r}.")
     return value

@@ -1,0 +1,202 @@
+"""One export: checkpoint in, verified bundle out, or nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import platform
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx
+import torch
+
+from export.bundle_writer import new_directory, seal
+from export.config import ExportConfig, ExportError
+from export.quantize import ACCURACY_LEVEL, BITS, QuantizeError, block_sizes, quantize
+from export.to_onnx import OPSET, architecture_of, decoder_to_onnx, encoder_to_onnx
+from export.validation import read_validation
+from export.verify import verify
+from service.bundle import DECODER_NAME, ENCODER_NAME, TOKENIZER_DIRECTORY, Bundle, load_bundle
+from service.graph_signature import Architecture, GraphSignature
+from service.manifest import FORMAT_VERSION, CreatedBy, Manifest, Recipe
+from service.tokenizer import Tokenizer
+from training.checkpoint import TOKENIZER_NAME, load_model
+from training.model import Transformer
+from training.record import TrainingRecord, hardware
+
+MAX_GRAPH_BYTES = 10**9
+"""Above this, weights go into a file of their own: a protobuf message ends at 2 GB."""
+
+Precision = Literal["fp32", "int8"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint as it was loaded."""
+
+    directory: Path
+    """Where it lies."""
+    model: Transformer
+    """The trained model."""
+    tokenizer: Tokenizer
+    """Its tokenizer."""
+    record: TrainingRecord
+    """What the training wrote about itself."""
+    architecture: Architecture
+    """The numbers of its graphs."""
+
+
+def load_checkpoint(directory: Path) -> Checkpoint:
+    """Raises CheckpointError if it cannot be read, ExportError if its graphs are impossible."""
+    model, tokenizer, record = load_model(directory)
+    architecture = architecture_of(model, tokenizer.target_vocab_size)
+    problems = architecture.problems()
+    if problems:
+        raise ExportError(str(directory), problems)
+    return Checkpoint(directory=directory, model=model, tokenizer=tokenizer, record=record, architecture=architecture)
+
+
+def export_bundle(config: ExportConfig) -> Bundle:
+    """Exports, verifies and only then puts the bundle in its place.
+
+    Raises:
+        ExportError: listing every problem of the configuration, or every check that failed.
+        CheckpointError: if the checkpoint cannot be read.
+        FileExistsError: if the output appeared meanwhile.
+    """
+    problems = config.problems()
+    if problems:
+        raise ExportError("configuration", problems)
+    checkpoint = load_checkpoint(config.checkpoint)
+    sets = read_validation(
+        config.verify, checkpoint.record, checkpoint.tokenizer, checkpoint.architecture.max_positions
+    )
+    with new_directory(config.output) as building, tempfile.TemporaryDirectory() as scratch:
+        graphs = fp32_graphs(checkpoint)
+        fp32_directory = building if config.precision == "fp32" else Path(scratch)
+        bundle = fp32_bundle = write_bundle(fp32_directory, config, checkpoint, graphs, precision="fp32")
+        if config.precision == "int8":
+            bundle = write_bundle(building, config, checkpoint, int8_graphs(graphs), precision="int8")
+        found = verify(
+            checkpoint.model,
+            bundle,
+            fp32_bundle,
+            sets,
+            config.verify,
+            is_tokenized=checkpoint.record.config.evaluate.tokenized,
+        )
+        if found.problems:
+            raise ExportError("verification failed, nothing is written", list(found.problems))
+        figures = dataclasses.replace(
+            bundle.manifest, parity=found.parity, quality=found.quality, same_bytes=found.same_bytes
+        )
+        seal(building, figures)
+        load_bundle(building)
+    return load_bundle(config.output)
+
+
+def fp32_graphs(checkpoint: Checkpoint) -> dict[str, onnx.ModelProto]:
+    """Both graphs by the name of their file."""
+    return {
+        ENCODER_NAME: encoder_to_onnx(checkpoint.model, checkpoint.architecture),
+        DECODER_NAME: decoder_to_onnx(checkpoint.model, checkpoint.architecture),
+    }
+
+
+def int8_graphs(graphs: dict[str, onnx.ModelProto]) -> dict[str, onnx.ModelProto]:
+    """Both graphs in int8. Raises ExportError where a layer's width does not allow it."""
+    try:
+        return {name: quantize(graph) for name, graph in graphs.items()}
+    except QuantizeError as error:
+        raise ExportError("int8", [str(error)]) from error
+
+
+def write_bundle(
+    directory: Path,
+    config: ExportConfig,
+    checkpoint: Checkpoint,
+    graphs: dict[str, onnx.ModelProto],
+    *,
+    precision: Precision,
+) -> Bundle:
+    """Writes graphs, tokenizer and a manifest that has no figures yet into an empty directory, and loads it."""
+    tokenizer, record, architecture = checkpoint.tokenizer, checkpoint.record, checkpoint.architecture
+    for name, graph in graphs.items():
+        _save_graph(graph, directory / name, config.is_external_data)
+    shutil.copytree(checkpoint.directory / TOKENIZER_NAME, directory / TOKENIZER_DIRECTORY)
+    seal(
+        directory,
+        Manifest(
+            format_version=FORMAT_VERSION,
+            name=config.name or f"{tokenizer.source_language}-{tokenizer.target_language}",
+            source_language=tokenizer.source_language,
+            target_language=tokenizer.target_language,
+            precision=precision,
+            recipe=_recipe(graphs, precision),
+            architecture=architecture,
+            signature=GraphSignature.of(architecture),
+            files={},
+            parity=None,
+            quality=(),
+            same_bytes=None,
+            training_record=_public_record(record),
+            licence=config.licence or _licence(record),
+            attributions=_attributions(record),
+            created_by=_created_by(),
+        ),
+    )
+    return load_bundle(directory)
+
+
+def _save_graph(graph: onnx.ModelProto, path: Path, is_external_data: bool) -> None:
+    if is_external_data or graph.ByteSize() > MAX_GRAPH_BYTES:
+        copy = onnx.ModelProto()
+        copy.CopyFrom(graph)
+        onnx.save_model(copy, path, save_as_external_data=True, location=f"{path.name}.data", size_threshold=1024)
+    else:
+        onnx.save_model(graph, path)
+
+
+def _recipe(graphs: dict[str, onnx.ModelProto], precision: Precision) -> Recipe:
+    if precision == "fp32":
+        return Recipe(operator="MatMul", bits=32, block_size=0, accuracy_level=0, embedding="float32", opset=OPSET)
+    sizes = sorted({size for graph in graphs.values() for size in block_sizes(graph)})
+    return Recipe(
+        operator="com.microsoft.MatMulNBits",
+        bits=BITS,
+        block_size=max(sizes),
+        accuracy_level=ACCURACY_LEVEL,
+        embedding=f"int8 in blocks of {' and '.join(map(str, sizes))}",
+        opset=OPSET,
+    )
+
+
+def _public_record(record: TrainingRecord) -> dict[str, Any]:
+    """The training record without where the data lay on the machine."""
+    data = dataclasses.replace(record.config.data, root=".")
+    public = dataclasses.replace(record, config=dataclasses.replace(record.config, data=data))
+    fields: dict[str, Any] = json.loads(json.dumps(public.to_dict(), allow_nan=False))
+    return fields
+
+
+def _licence(record: TrainingRecord) -> str:
+    return " AND ".join(dict.fromkeys(corpus.licence for corpus in record.corpora if corpus.licence))
+
+
+def _attributions(record: TrainingRecord) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(line for corpus in record.corpora for line in corpus.attributions))
+
+
+def _created_by() -> CreatedBy:
+    return CreatedBy(
+        python=platform.python_version(),
+        torch=torch.__version__,
+        onnx=onnx.__version__,
+        onnxruntime=importlib.metadata.version("onnxruntime"),
+        processor=hardware(torch.device("cpu")),
+    )

@@ -1,0 +1,57 @@
+"""Greedy decoding of validation sentences, by the engine that serves and by PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from export.config import ExportError
+from export.validation import MAX_TARGET_EXTRA, MAX_TARGET_FACTOR, Sentence
+from service.bundle import Bundle
+from service.engine import Engine
+from service.model_runner import OnnxModelRunner
+from service.request import DecodingOptions, FinishReason, Sequence
+from service.tokenizer import EOS_ID
+from training.decode import DecodeOptions, decode
+from training.model import Transformer
+
+
+def open_runner(bundle: Bundle, sentences: Iterable[Sentence], *, max_rows: int, num_threads: int) -> OnnxModelRunner:
+    """A runner with room for all of `sentences`."""
+    chosen = list(sentences)
+    return OnnxModelRunner(
+        bundle,
+        max_rows=max_rows,
+        max_source_tokens=max(len(sentence.source_ids) for sentence in chosen),
+        max_target_tokens=max(sentence.max_target_tokens for sentence in chosen),
+        num_threads=num_threads,
+    )
+
+
+def decode_by_engine(engine: Engine, sentences: Iterable[Sentence]) -> list[Sequence]:
+    """Decodes sentences together, as many at a time as the engine has rows; results in the order given.
+
+    Raises:
+        ExportError: if the graphs fail on a sentence.
+    """
+    sequences = [
+        Sequence(
+            source_ids=sentence.source_ids,
+            options=DecodingOptions(max_target_tokens=sentence.max_target_tokens),
+        )
+        for sentence in sentences
+    ]
+    engine.run_to_completion(sequences)
+    failed = [sequence for sequence in sequences if sequence.finish_reason is FinishReason.FAILED]
+    if failed:
+        raise ExportError(
+            "decoding", [f"Every sentence must be decoded, but {len(failed)} failed, the first with {failed[0].error}."]
+        )
+    return sequences
+
+
+def decode_by_torch(model: Transformer, sentences: Iterable[Sentence], target_tokens: int) -> list[list[int]]:
+    """Tokens of the trained model, end of sentence included where it was reached."""
+    options = DecodeOptions(beam_size=1, max_length_factor=MAX_TARGET_FACTOR, max_length_extra=MAX_TARGET_EXTRA)
+    sources = [sentence.source_ids for sentence in sentences]
+    hypotheses = decode(model, sources, options, target_vocab_size=target_tokens)
+    return [[*each.ids, EOS_ID] if each.is_complete else each.ids for each in hypotheses]
