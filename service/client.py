@@ -261,7 +261,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Ends the connections."""
-        await self._channel.close()
+        await self._channel.close(None)
 
     async def translate(
         self,

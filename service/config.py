@@ -189,7 +189,8 @@ class Setting:
     def problem(self, value: Any, where: str) -> str | None:
         """Why `value` is not allowed, or None."""
         named = f"`{self.name}` ({where})"
-        if type(value) is not self.kind and not (self.kind is float and type(value) is int):
+        allowed = (float, int) if self.kind is float else (self.kind,)
+        if type(value) not in allowed:  # isinstance would take True for a whole number
             kinds = {str: "a string", int: "a whole number", float: "a number", bool: "true or false"}
             return f"{named} must be {kinds[self.kind]}, but is {value!r}."
         if self.choices and value not in self.choices:
@@ -325,7 +326,7 @@ def _read_environment(environment: Mapping[str, str], problems: list[str]) -> It
     """The settings of the environment by name, with where they were said; what is no setting becomes a problem."""
     for variable, text in sorted(environment.items()):
         name = variable.removeprefix(ENVIRONMENT_PREFIX)
-        if name == variable or name == "CONFIG" or _KUBERNETES_LINK.fullmatch(name):
+        if name in (variable, "CONFIG") or _KUBERNETES_LINK.fullmatch(name):
             continue
         setting = settings().get(name.lower())
         if setting is None or setting.variable != variable:

@@ -13,7 +13,7 @@ _PLACEHOLDER = re.compile(
     r"""
       \$?\{\{?[^\s{}]*+\}\}?                                # {name}  {0}  {}  {{name}}  ${x}
     | %\([^\s()]++\)[-+0\#]{0,3}\d{0,4}(?:\.\d{1,4})?[a-zA-Z]   # %(name)s
-    | %(?:\d{1,2}\$)?[-+0\#]{0,3}\d{0,4}(?:\.\d{1,4})?(?:ll|l|z|h)?[sdifgexXuc@](?![A-Za-z])   # %s  %1$s  %.2f  %ld
+    | %(?:\d{1,2}\$)?[-+0\#]{0,3}\d{0,4}(?:\.\d{1,4})?(?:ll|l|z|h)?[sdifgexXuc@](?![A-Za-z])  # %s  %1$s  %.2f
     | %\d{1,2}(?![\d%])                                     # %1
     | </?[A-Za-z]{0,8}\d{1,6}\s?/?>                          # <0>  </0>  <ph0>  <g1/>
     """,
@@ -47,7 +47,8 @@ def _has_loop(ids: Sequence[int]) -> bool:
 
 
 def placeholders(text: str) -> Counter[str]:
-    """The placeholders of a text and how often each occurs: `{name}`, `{0}`, `${x}`, `%s`, `%(n)s`, `%1$s`, `<0>`, `<ph0>`."""
+    """The placeholders of a text and how often each occurs: `{name}`, `{0}`, `${x}`, `%s`, `%(n)s`, `%1$s`,
+    `<0>`, `<ph0>`."""
     if not any(sign in text for sign in _PLACEHOLDER_SIGNS):
         return Counter()
     return Counter(match[0] for match in _PLACEHOLDER.finditer(text))

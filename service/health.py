@@ -6,6 +6,7 @@ service's full name and "" say whether calls are taken.
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any, cast
 
 from grpc_health.v1 import health, health_pb2
 
@@ -36,7 +37,7 @@ class Health:
     """The health of one server; belongs to its event loop."""
 
     def __init__(self) -> None:
-        self.servicer = health.aio.HealthServicer()
+        self.servicer = cast(Any, health).aio.HealthServicer()
         self._is_ready = False
         self._is_sound = True
 

@@ -1,7 +1,7 @@
 """Every metric of the service, and the only file that touches Prometheus.
 
-Names begin with `dragoman_`, units are base units, labels never hold text, ids or addresses. Counters and histograms are
-updated once a step or once a call; gauges are read from the engine when the page is asked for, so that the decoding
+Names begin with `dragoman_`, units are base units, labels never hold text, ids or addresses. Counters and histograms
+are updated once a step or once a call; gauges are read from the engine when the page is asked for, so that the decoding
 loop pays nothing for them. docs/behaviour.md lists what is here.
 """
 

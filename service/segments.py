@@ -2,8 +2,8 @@
 
 An item of a request is cut into *segments*, mostly sentences, whose texts joined are the item: no character is lost or
 seen twice. Line breaks always end a segment. White space around a segment is kept beside it and never translated, so
-the layout of a text survives. A sentence longer than the model takes is split at clause punctuation, else at white space,
-else anywhere, and says so (`is_split`).
+the layout of a text survives. A sentence longer than the model takes is split at clause punctuation, else at white
+space, else anywhere, and says so (`is_split`).
 """
 
 import re
@@ -251,8 +251,8 @@ def join_translations(segments: Sequence[Segment], translations: Sequence[str], 
     """The target text of each segment with the white space around it; joined they are the translation of the item.
 
     White space is kept as it was, with two exceptions inside a line. Between sentences of a language written without
-    spaces (Chinese, Japanese) a single space is dropped, unless it parts two ASCII characters. Into a language written with
-    spaces, one is put after a full-width stop that had none.
+    spaces (Chinese, Japanese) a single space is dropped, unless it parts two ASCII characters. Into a language written
+    with spaces, one is put after a full-width stop that had none.
 
     `translations` are those of the cores ("" for a blank segment), one for each segment.
     """

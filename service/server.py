@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from importlib import metadata
-from typing import TextIO
+from typing import Any, TextIO
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc as health_grpc
@@ -147,7 +147,8 @@ class Server:
             lambda: load_models(self._config, deliver=servicer.deliver, observe=self._metrics.observe_step)
         )
         stopping = asyncio.create_task(self._signals.get())
-        await asyncio.wait([loading, stopping], return_when=asyncio.FIRST_COMPLETED)
+        waited_for: list[asyncio.Future[Any]] = [loading, stopping]
+        await asyncio.wait(waited_for, return_when=asyncio.FIRST_COMPLETED)
         if stopping.done():
             return stopping.result()
         stopping.cancel()
@@ -176,7 +177,8 @@ class Server:
         """From the first signal to the exit code."""
         orderly = asyncio.create_task(self._drain(first, servicer, grpc_server))
         second = asyncio.create_task(self._signals.get())
-        await asyncio.wait([orderly, second], return_when=asyncio.FIRST_COMPLETED)
+        waited_for: list[asyncio.Future[Any]] = [orderly, second]
+        await asyncio.wait(waited_for, return_when=asyncio.FIRST_COMPLETED)
         if orderly.done():
             second.cancel()
             return orderly.result()

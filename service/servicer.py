@@ -40,7 +40,7 @@ class ServingState(enum.Enum):
     DRAINING = "draining"
 
 
-class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):  # type: ignore[misc]
+class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
     """Answers calls in one event loop. Everything but `deliver` belongs to that loop's thread."""
 
     def __init__(
