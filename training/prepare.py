@@ -100,10 +100,12 @@ def prepare(
     for corpus in corpora:
         say(f"reading {corpus.config.name}")
         kept_text.write_filtered(corpus, root, pair_filter)
+    _check_some_left([corpus.num_text_kept for corpus in corpora], corpora)
     tokenizer = _train_tokenizer(config, partial / TOKENIZER_NAME, kept_text, corpora, say)
     say("encoding")
     _encode_training(partial / "train", kept_text, corpora, tokenizer, pair_filter)
     kept_text.remove()
+    _check_some_left([corpus.num_kept for corpus in corpora], corpora)
     validation = [_Progress(config=corpus) for corpus in config.data.validation]
     for held_out in validation:
         max_tokens = config.model.max_positions - 1
@@ -123,12 +125,16 @@ def prepare(
     )
     text = json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n"
     (partial / REPORT_NAME).write_text(text, encoding="utf-8")
-    if not sum(corpus.num_kept for corpus in corpora):
-        raise CorpusError(f"The corpora must leave a pair to train on, but all were dropped:\n{report.to_text()}")
     if final.exists():
         shutil.rmtree(final)
     os.replace(partial, final)
     return report
+
+
+def _check_some_left(counts: list[int], corpora: list[_Progress]) -> None:
+    if not any(counts):
+        account = "\n".join(corpus.report().to_text() for corpus in corpora)
+        raise CorpusError(f"The corpora must leave a pair to train on, but all were dropped:\n{account}")
 
 
 class _KeptText:
