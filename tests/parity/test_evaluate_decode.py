@@ -41,7 +41,7 @@ def make_model(
     with torch.no_grad():
         for parameter in [*model.encoder.parameters(), *model.decoder.parameters()]:
             if parameter.dim() == 2:
-                parameter *= 2  # so that the context counts and targets differ
+                parameter.mul_(2)  # so that the context counts and targets differ
         eos = model.projection.weight[EOS_ID]
         model.decoder.norm.bias.copy_(eos_leaning * eos / eos.dot(eos))
     return model
@@ -156,7 +156,7 @@ def test_a_beam_as_wide_as_the_space_finds_the_best_target(length_penalty: float
 
 def test_a_wider_beam_finds_likelier_targets() -> None:
     model, sources = make_model(eos_leaning=-50.0), make_sources(30)
-    greedy, beam = (decode(model, sources, DecodeOptions(beam_size=size, max_length_extra=0)) for size in (1, 5))
+    greedy, beam = (decode(model, sources, DecodeOptions(beam_size=size, max_length_extra=0)) for size in (1, 3))
     assert [len(h.ids) for h in beam] == [len(h.ids) for h in greedy]  # none ends: the lengths are the same
     gains = [b.log_probability - g.log_probability for g, b in zip(greedy, beam, strict=True)]
     assert sum(gain > 1e-3 for gain in gains) > 10 * sum(gain < -1e-3 for gain in gains)
