@@ -155,7 +155,7 @@ def test_a_beam_as_wide_as_the_space_finds_the_best_target(length_penalty: float
 
 
 def test_a_wider_beam_finds_likelier_targets() -> None:
-    model, sources = make_model(eos_leaning=-50.0), make_sources(30)
+    model, sources = make_model(40, eos_leaning=-50.0), make_sources(30, 40)
     greedy, beam = (decode(model, sources, DecodeOptions(beam_size=size, max_length_extra=0)) for size in (1, 3))
     assert [len(h.ids) for h in beam] == [len(h.ids) for h in greedy]  # none ends: the lengths are the same
     gains = [b.log_probability - g.log_probability for g, b in zip(greedy, beam, strict=True)]
