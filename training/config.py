@@ -288,7 +288,7 @@ def _plain(value: Any) -> Any:
 def _build(cls: Any, values: Any, where: str, problems: list[str]) -> Any:
     """An instance of dataclass `cls` from a table of TOML, or None with the reasons appended to `problems`."""
     if not isinstance(values, dict):
-        problems.append(f"`{where}` must be a table, but is {values!r}.")
+        problems.append(f"`{where.rstrip('.')}` must be a table, but is {values!r}.")
         return None
     hints = typing.get_type_hints(cls)
     fields = {entry.name: entry for entry in dataclasses.fields(cls)}
