@@ -43,6 +43,9 @@ def best_candidates(logits: npt.NDArray[np.float32], num_candidates: int) -> Can
         highest = values[:, :1].copy()  # [B,1]
         np.subtract(logits, highest, out=logits)
         np.exp(logits, out=logits)
-        # einsum adds up in one order for each row, and in a third of the time of `sum`.
-        values -= highest + np.log(np.einsum("bv->b", logits))[:, np.newaxis]
+        # Adds up each row by itself, in one order. einsum takes a third of the time, but cuts long rows (from 8192 on)
+        # differently in different company; so may a BLAS.
+        totals = np.add.reduce(logits, axis=1, keepdims=True)  # [B,1]
+        values -= highest
+        values -= np.log(totals)
     return Candidates(token_ids=token_ids, log_probabilities=values)

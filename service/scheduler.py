@@ -317,17 +317,19 @@ class Scheduler:
         for sequence in sequences:
             if sequence.row is None or self._running[sequence.row] is not sequence:
                 raise RuntimeError(f"Sequence {sequence.arrival} must own the row it leaves, but names {sequence.row}.")
-        gaps = sorted((sequence.row for sequence in sequences if sequence.row is not None), reverse=True)
+        gaps = sorted(sequence.row for sequence in sequences if sequence.row is not None)
         for sequence in sequences:
             sequence.row = None
         moves: list[RowMove] = []
-        # From the highest gap down, the last row is never itself a gap that is still open.
         for gap in gaps:
+            while self._running and self._running[-1].row is None:
+                self._running.pop()
+            if gap >= len(self._running):
+                break
             last = self._running.pop()
-            if gap < len(self._running):
-                moves.append(RowMove(sequence=last, source_row=len(self._running), target_row=gap))
-                last.row = gap
-                self._running[gap] = last
+            moves.append(RowMove(sequence=last, source_row=len(self._running), target_row=gap))
+            last.row = gap
+            self._running[gap] = last
         return moves
 
     def clear(self) -> list[Sequence]:

@@ -178,10 +178,9 @@ class _Graphs:
         num_positions = g.op("Squeeze", [g.op("Shape", ["source_ids"], start=1, end=2)])
         position = g.op("Range", [g.const(np.int64(0)), num_positions, g.const(np.int64(1))])  # [S]
         is_real = g.op("Cast", [g.op("Less", [position, length])], to=TensorProto.FLOAT)  # [B,S]
-        is_real = g.op("Unsqueeze", [is_real, g.ints(2)])  # [B,S,1]
-        total = g.op("ReduceSum", [g.op("Mul", [embedded, is_real]), g.ints(1)], keepdims=1)  # [B,1,D]
-        count = g.op("Unsqueeze", [g.op("Cast", [length], to=TensorProto.FLOAT), g.ints(2)])  # [B,1,1]
-        mean = g.op("Div", [total, count])
+        share = g.op("Div", [is_real, g.op("Cast", [length], to=TensorProto.FLOAT)])  # [B,S]
+        # A product, as attention is: ReduceSum over S adds up a single row in another order than the rows of a batch.
+        mean = g.op("MatMul", [g.op("Unsqueeze", [share, g.ints(1)]), embedded])  # [B,1,D]
         hidden = g.norm(g.op("Add", [embedded, mean]), a.width)  # [B,S,D]
         asked_at = g.op("Add", [position, g.op("Mul", [length, g.const(np.int64(0))])])  # [B,S]
         if self._options.reverse:
@@ -285,7 +284,8 @@ class _GraphBuilder:
 
     def random(self, *shape: int) -> npt.NDArray[np.float32]:
         """Random weights that keep the size of what they multiply."""
-        return (self._rng.standard_normal(shape) / np.sqrt(shape[0])).astype(np.float32)
+        weights = self._rng.standard_normal(shape).astype(np.float32)
+        return weights / np.float32(np.sqrt(shape[0]))
 
     def linear(self, x: str, width_in: int, width_out: int) -> str:
         """A random linear layer."""

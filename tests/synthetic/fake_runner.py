@@ -1,8 +1,8 @@
 """A runner without a model: it copies the source, and scores each token by everything its row should have seen.
 
-It keeps what a real slab keeps (the source and the cached tokens of each row) and works from that alone, so a row that was
-placed, moved or fed wrongly gives other tokens or other scores than `expected` says. What no runner may be asked to do
-goes into `violations`, because an engine would turn an exception into a failed sequence.
+It keeps what a real slab keeps (the source and the cached tokens of each row) and works from that alone, so a row that
+was placed, moved or fed wrongly gives other tokens or other scores than `expected` says. What no runner may be asked to
+do goes into `violations`, because an engine would turn an exception into a failed sequence.
 """
 
 from __future__ import annotations
@@ -50,6 +50,20 @@ def expected(source: Sequence[int], max_target_tokens: int) -> tuple[list[int], 
     return tokens, scores
 
 
+def never(*_arguments: object) -> bool:
+    """The condition that no call meets."""
+    return False
+
+
+def always(*_arguments: object) -> bool:
+    """The condition that every call meets."""
+    return True
+
+
+def nothing() -> None:
+    """What is done before a step that nobody waits for."""
+
+
 class FakeRunner:
     """See `service.runner.Runner`."""
 
@@ -69,12 +83,12 @@ class FakeRunner:
         self.violations: list[str] = []
         self.rows_per_step: list[int] = []
         self.encoded: list[tuple[int, ...]] = []
-        self.fail_encode: Callable[[Sequence[Sequence[int]]], bool] = lambda sources: False
-        self.fail_place: Callable[[int], bool] = lambda row: False
-        self.fail_decode: Callable[[int], bool] = lambda step: False
-        self.fail_move: Callable[[int, int], bool] = lambda source, target: False
-        self.is_nan: Callable[[tuple[int, ...]], bool] = lambda source: False
-        self.before_step: Callable[[], None] = lambda: None
+        self.fail_encode: Callable[[Sequence[Sequence[int]]], bool] = never
+        self.fail_place: Callable[[int], bool] = never
+        self.fail_decode: Callable[[int], bool] = never
+        self.fail_move: Callable[[int, int], bool] = never
+        self.is_nan: Callable[[tuple[int, ...]], bool] = never
+        self.before_step: Callable[[], None] = nothing
 
     def padded_length(self, source_length: int) -> int:
         """Rounded up to a multiple of 8."""
@@ -117,9 +131,9 @@ class FakeRunner:
         num_candidates: int,
     ) -> Candidates:
         """The next token of every row, from what the row holds."""
-        self.before_step()
         num_rows = len(target_ids)
         self.rows_per_step.append(num_rows)
+        self.before_step()
         if self.fail_decode(len(self.rows_per_step) - 1):
             raise RunnerBrokeError("decode")
         if not 1 <= num_rows <= self.max_rows:

@@ -1,0 +1,227 @@
+"""Who waits, who runs, in which row: decided without a runner."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import pytest
+
+from service.request import DecodingOptions, FinishReason, InvalidSequenceError, Sequence
+from service.scheduler import QueueFullError, Scheduler, SchedulerLimits
+
+LIMITS = SchedulerLimits(max_rows=3, max_source_tokens=16, source_vocabulary_size=100)
+
+
+def make(length: int = 2, *, deadline: float | None = None) -> Sequence:
+    return Sequence(source_ids=(7,) * (length - 1) + (3,), deadline=deadline)
+
+
+def scheduler_with(*sequences: Sequence, **changes: int) -> Scheduler:
+    scheduler = Scheduler(dataclasses.replace(LIMITS, **changes))
+    scheduler.add(sequences, 0.0)
+    return scheduler
+
+
+def admit(scheduler: Scheduler, now: float = 0.0) -> list[Sequence]:
+    plan = scheduler.plan(now)
+    scheduler.drop(plan, now)
+    scheduler.start(plan.admit, now)
+    return plan.admit
+
+
+def test_first_in_first_out_into_free_rows() -> None:
+    sequences = [make() for _ in range(5)]
+    scheduler = scheduler_with(*sequences)
+    assert admit(scheduler) == sequences[:3]
+    assert [sequence.row for sequence in sequences] == [0, 1, 2, None, None]
+    assert admit(scheduler) == []
+    scheduler.leave([sequences[1]])
+    assert admit(scheduler) == [sequences[3]]
+
+
+def test_rows_are_closed_up_by_the_last_rows() -> None:
+    sequences = [make() for _ in range(5)]
+    scheduler = scheduler_with(*sequences, max_rows=5)
+    admit(scheduler)
+    moves = scheduler.leave([sequences[0], sequences[3]])
+    assert [(move.source_row, move.target_row) for move in moves] == [(4, 0)]  # none moves twice
+    # Carried out in order, the moves bring every sequence's content to the row it names.
+    content = dict(enumerate(sequences))
+    for move in moves:
+        content[move.target_row] = content[move.source_row]
+    assert [content[row] for row in range(3)] == scheduler.running
+    assert [sequence.row for sequence in scheduler.running] == [0, 1, 2]
+
+
+def test_a_gap_at_the_end_moves_nothing() -> None:
+    sequences = [make() for _ in range(3)]
+    scheduler = scheduler_with(*sequences)
+    admit(scheduler)
+    assert scheduler.leave(sequences[1:]) == []
+    assert scheduler.running == sequences[:1]
+
+
+def test_what_does_not_fit_the_budget_ends_admission_and_is_next() -> None:
+    short, long, also_short = make(2), make(16), make(2)
+    scheduler = scheduler_with(short, long, also_short, max_encode_tokens_per_step=10)
+    assert admit(scheduler) == [short]  # `also_short` would fit, but would overtake `long`
+    assert admit(scheduler) == [long]  # alone, although it exceeds the budget
+    assert admit(scheduler) == [also_short]
+
+
+def test_the_budget_counts_padding() -> None:
+    sequences = [make(2), make(2)]
+    scheduler = Scheduler(dataclasses.replace(LIMITS, max_encode_tokens_per_step=15), padded_length=lambda _length: 8)
+    scheduler.add(sequences, 0.0)
+    assert admit(scheduler) == sequences[:1]
+
+
+def test_planning_changes_nothing() -> None:
+    running, cancelled, expired, waiting = make(), make(), make(deadline=5.0), make()
+    scheduler = scheduler_with(running, cancelled, expired, waiting)
+    admit(scheduler)
+    scheduler.cancel([cancelled])
+    before = copy.deepcopy(
+        [dataclasses.asdict(sequence) | {"on_finished": None} for sequence in (running, cancelled, expired, waiting)]
+    )
+    state = (list(scheduler.running), scheduler.num_waiting, scheduler.num_waiting_tokens, scheduler.live())
+    first = scheduler.plan(6.0)
+    assert scheduler.plan(6.0) == first
+    assert [(item.sequence, item.reason) for item in first.drop] == [
+        (cancelled, FinishReason.CANCELLED),
+        (expired, FinishReason.EXPIRED),
+    ]
+    assert first.admit == [waiting]
+    after = [
+        dataclasses.asdict(sequence) | {"on_finished": None} for sequence in (running, cancelled, expired, waiting)
+    ]
+    assert repr(before) == repr(after)
+    assert state == (list(scheduler.running), scheduler.num_waiting, scheduler.num_waiting_tokens, scheduler.live())
+
+
+@pytest.mark.parametrize("is_running", [True, False])
+def test_cancelled_and_expired_leave_at_the_next_plan(is_running: bool) -> None:
+    cancelled, expired, other = make(), make(deadline=2.0), make(deadline=9.0)
+    scheduler = scheduler_with(cancelled, expired, other)
+    if is_running:
+        admit(scheduler)
+    assert scheduler.plan(1.0).drop == []
+    scheduler.cancel([cancelled])
+    plan = scheduler.plan(2.0)
+    scheduler.drop(plan, 2.0)
+    assert (cancelled.finish_reason, expired.finish_reason) == (FinishReason.CANCELLED, FinishReason.EXPIRED)
+    assert other.finish_reason is None
+    assert scheduler.live() == [other]
+    assert cancelled.row is expired.row is None
+    scheduler.drop(scheduler.plan(8.9), 8.9)
+    assert not other.is_finished
+    scheduler.drop(scheduler.plan(9.0), 9.0)
+    assert other.finish_reason is FinishReason.EXPIRED
+    assert scheduler.is_idle
+    assert scheduler.num_waiting_tokens == 0
+
+
+def test_a_deadline_that_passes_after_its_owner_left_is_no_matter() -> None:
+    early, late = make(deadline=1.0), make(deadline=3.0)
+    scheduler = scheduler_with(early, late)
+    admit(scheduler)
+    scheduler.leave([early])
+    for now in (1.0, 2.0):
+        plan = scheduler.plan(now)
+        assert plan.drop == []
+        scheduler.drop(plan, now)
+    assert [item.sequence for item in scheduler.plan(3.0).drop] == [late]
+
+
+def test_cancelled_before_it_was_added_leaves_at_the_first_plan() -> None:
+    sequence = make()
+    sequence.is_cancelled = True
+    scheduler = scheduler_with(sequence)
+    plan = scheduler.plan(0.0)
+    assert [item.sequence for item in plan.drop] == [sequence]
+    assert plan.admit == []
+
+
+def test_rows_of_those_who_leave_are_given_away_in_the_same_plan() -> None:
+    sequences = [make() for _ in range(4)]
+    scheduler = scheduler_with(*sequences)
+    admit(scheduler)
+    scheduler.cancel(sequences[:1])
+    assert admit(scheduler) == [sequences[3]]
+    assert sorted(sequence.row for sequence in scheduler.running if sequence.row is not None) == [0, 1, 2]
+
+
+def test_queue_limits_refuse_all_or_nothing() -> None:
+    scheduler = scheduler_with(make(4), max_waiting_sequences=2, max_waiting_tokens=10)
+    with pytest.raises(QueueFullError, match="At most 2 sequences may wait, but 1 do and 2 more") as full:
+        scheduler.check_room([make(), make()])
+    assert (full.value.num_waiting_sequences, full.value.num_waiting_tokens) == (1, 4)
+    with pytest.raises(QueueFullError, match="At most 10 source tokens may wait, but 4 do and 7 more"):
+        scheduler.check_room([make(7)])
+    with pytest.raises(QueueFullError):
+        scheduler.check_room([make()], num_sequences=1)
+    with pytest.raises(QueueFullError):
+        scheduler.check_room([make()], num_tokens=5)
+    scheduler.check_room([make(6)])
+    assert scheduler.num_waiting == 1
+
+
+def test_running_sequences_do_not_count_as_waiting() -> None:
+    scheduler = scheduler_with(make(4), make(4), max_waiting_sequences=2, max_waiting_tokens=8)
+    admit(scheduler)
+    assert (scheduler.num_waiting, scheduler.num_waiting_tokens) == (0, 0)
+    scheduler.check_room([make(4), make(4)])
+
+
+def test_unsound_sequences_are_refused_with_every_problem() -> None:
+    known = make()
+    scheduler = scheduler_with(known)
+    bad = [
+        Sequence(source_ids=()),
+        make(17),
+        Sequence(source_ids=(100, 3)),
+        Sequence(source_ids=(-1, 3)),
+        Sequence(source_ids=(3,), options=DecodingOptions(max_target_tokens=0)),
+        known,
+    ]
+    with pytest.raises(InvalidSequenceError) as refused:
+        scheduler.check_sound(bad)
+    for index in range(len(bad)):
+        assert f"Sequence {index} of this call:" in str(refused.value)
+    twice = make()
+    with pytest.raises(InvalidSequenceError, match="more than once"):
+        scheduler.check_sound([twice, twice])
+    scheduler.check_sound([make(1), make(16), Sequence(source_ids=(0, 99))])
+
+
+def test_unsound_limits_are_refused_with_every_problem() -> None:
+    with pytest.raises(ValueError, match=r"`max_rows` .* `max_waiting_tokens`"):
+        Scheduler(dataclasses.replace(LIMITS, max_rows=0, max_waiting_tokens=0))
+
+
+def test_bugs_of_the_caller_are_not_passed_over() -> None:
+    one, other = make(), make()
+    scheduler = scheduler_with(one, max_rows=1)
+    with pytest.raises(RuntimeError, match="must own the row"):
+        scheduler.leave([one])
+    scheduler.start([one], 0.0)
+    with pytest.raises(RuntimeError, match="must wait"):
+        scheduler.discard([one])
+    scheduler.add([other], 0.0)
+    with pytest.raises(RuntimeError, match="At most 1 sequences may run"):
+        scheduler.start([other], 0.0)
+    one.finish(FinishReason.STOP, 1.0)
+    with pytest.raises(RuntimeError, match="must end once"):
+        one.finish(FinishReason.CANCELLED, 2.0)
+
+
+def test_oldest_waiting_since() -> None:
+    scheduler = scheduler_with(make(), max_rows=1)
+    scheduler.add([make()], 4.0)
+    assert scheduler.oldest_waiting_since() == 0.0
+    admit(scheduler)
+    assert scheduler.oldest_waiting_since() == 4.0
+    scheduler.clear()
+    assert scheduler.oldest_waiting_since() is None
+    assert scheduler.is_idle
