@@ -15,6 +15,7 @@ from export.reverify import verify_bundle
 from service.bundle import BundleError, load_bundle
 from service.tokenizer import TokenizerError
 from training.checkpoint import CheckpointError
+from training.config import ConfigError
 
 _EPILOG = """\
 Make a bundle (held-out sets from the checkpoint's training record, files below DATA):
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if words[:1] == ["inspect"]:
             return _inspect(words[1:])
         return _export(words)
-    except (ExportError, BundleError, CheckpointError, TokenizerError, FileExistsError) as error:
+    except (ExportError, BundleError, CheckpointError, ConfigError, TokenizerError, FileExistsError) as error:
         print(error, file=sys.stderr)
         return 1
 
