@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -63,6 +64,8 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         self._info = pb.GetServerInfoResponse()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._finished: deque[list[Sequence]] = deque()
+        self._is_waking = False
         self._texts_pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="texts")
         self._request_id_prefix = os.urandom(5).hex()
         self._request_numbers = itertools.count(1)
@@ -82,11 +85,25 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         await self._idle.wait()
 
     def deliver(self, sequences: list[Sequence]) -> None:
-        """Takes finished sequences from an engine's thread: one wake-up of the event loop for all of them."""
+        """Takes finished sequences from an engine's thread, and wakes the event loop unless it is about to wake."""
+        self._finished.append(sequences)
+        if self._is_waking:  # it empties the queue after it has said that it is awake: nothing is left behind
+            return
+        self._is_waking = True
         try:
-            self._event_loop.call_soon_threadsafe(_finish_all, sequences)
+            self._event_loop.call_soon_threadsafe(self._hand_over)
         except RuntimeError:
             logger.warning("Finished segments came after the event loop had ended.")
+
+    def _hand_over(self) -> None:
+        """Tells each finished sequence's owner; one that fails does not keep the others from it."""
+        self._is_waking = False
+        while self._finished:
+            for sequence in self._finished.popleft():
+                try:
+                    sequence.on_finished(sequence)
+                except Exception as error:
+                    logger.error("A finished segment could not be handed over.", exc_info=error)
 
     async def TranslateText(  # noqa: N802  # the interface's name
         self, request: pb.TranslateTextRequest, context: "grpc.aio.ServicerContext[Any, Any]"
@@ -212,12 +229,3 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
             if key == REQUEST_ID_KEY and isinstance(value, str) and _REQUEST_ID.fullmatch(value):
                 return value
         return f"{self._request_id_prefix}-{next(self._request_numbers)}"
-
-
-def _finish_all(sequences: list[Sequence]) -> None:
-    """Tells each sequence's owner that it has ended; one that fails does not keep the others from it."""
-    for sequence in sequences:
-        try:
-            sequence.on_finished(sequence)
-        except Exception as error:
-            logger.error("A finished segment could not be handed over.", exc_info=error)
