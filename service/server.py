@@ -54,24 +54,36 @@ def serve(config: Config, *, output: TextIO | None = None) -> int:
     logs.set_up(log_format=config.logs.log_format, log_level=config.logs.log_level)
     sys.setswitchinterval(_SWITCH_SECONDS)
     try:
-        return asyncio.run(Server(config, output=output or sys.stdout).run())
+        return asyncio.run(_run(config, output or sys.stdout))
     except (StartError, BundleError, ModelsError) as error:
         print(f"The server cannot start: {error}", file=sys.stderr)
         return EXIT_FAILED
 
 
+async def _run(config: Config, output: TextIO) -> int:
+    return await Server(config, output=output).run()
+
+
 class Server:
-    """One server process. Everything here belongs to the event loop's thread."""
+    """One server process. Made and used inside its event loop."""
 
     def __init__(self, config: Config, *, output: TextIO) -> None:
         self._config = config
         self._output = output
         self._metrics = Metrics()
-        self._health = Health()
+        self.health = Health()
+        """What health checks are answered with."""
         self._signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
+        self.servicer = TranslationServicer(config, self._metrics, event_loop=asyncio.get_running_loop())
+        """Answers the calls."""
         self._models: list[ServedModel] = []
-        self._address = config.server.address
+        self.address = config.server.address
+        """Where it listens; the port is the real one once it does."""
         self._metrics_address = ""
+
+    def stop(self, number: signal.Signals) -> None:
+        """What a signal does: the first begins the orderly stop, the second ends it."""
+        self._signals.put_nowait(number)
 
     async def run(self) -> int:
         """See `serve`.
@@ -82,20 +94,19 @@ class Server:
         """
         event_loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            event_loop.add_signal_handler(number, self._signals.put_nowait, number)
-        servicer = TranslationServicer(self._config, self._metrics, event_loop=event_loop)
-        grpc_server = await self._listen(servicer)
+            event_loop.add_signal_handler(number, self.stop, number)
+        grpc_server = await self._listen()
         metrics_server: MetricsServer | None = None
         watch: asyncio.Task[None] | None = None
         try:
             metrics_server = self._listen_metrics()
-            first = await self._load(servicer)
+            first = await self._load()
             if first is None:
-                watch = asyncio.create_task(self._health.watch([model.loop for model in self._models]))
-                await self._health.set_ready(True)
+                watch = asyncio.create_task(self.health.watch([model.loop for model in self._models]))
+                await self.health.set_ready(True)
                 print(self._ready_line(), file=self._output, flush=True)
                 first = await self._signals.get()
-            return await self._shut_down(first, servicer, grpc_server)
+            return await self._shut_down(first, grpc_server)
         finally:
             if watch is not None:
                 watch.cancel()
@@ -107,12 +118,12 @@ class Server:
             if metrics_server is not None:
                 metrics_server.stop()
 
-    async def _listen(self, servicer: TranslationServicer) -> "grpc.aio.Server":
+    async def _listen(self) -> "grpc.aio.Server":
         """Starts gRPC: health answers, calls are told to come back."""
-        await self._health.set_ready(False)
+        await self.health.set_ready(False)
         server = grpc.aio.server(options=channel_options(self._config))
-        translation_pb2_grpc.add_TranslationServiceServicer_to_server(servicer, server)
-        health_grpc.add_HealthServicer_to_server(self._health.servicer, server)
+        translation_pb2_grpc.add_TranslationServiceServicer_to_server(self.servicer, server)
+        health_grpc.add_HealthServicer_to_server(self.health.servicer, server)
         if self._config.server.reflection:
             names = (SERVICE_NAME, _HEALTH_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, server)
@@ -121,7 +132,7 @@ class Server:
             port = server.add_insecure_port(address)
         except RuntimeError as error:
             raise StartError(f"`address` must be free to listen on, but {address} is not.") from error
-        self._address = f"{address.rpartition(':')[0]}:{port}"
+        self.address = f"{address.rpartition(':')[0]}:{port}"
         await server.start()
         return server
 
@@ -137,14 +148,14 @@ class Server:
             ) from error
         return server
 
-    async def _load(self, servicer: TranslationServicer) -> signal.Signals | None:
+    async def _load(self) -> signal.Signals | None:
         """Loads the models while the event loop answers health checks.
 
         Returns:
             None when calls are taken, or the signal that came before.
         """
         loading = in_daemon_thread(
-            lambda: load_models(self._config, deliver=servicer.deliver, observe=self._metrics.observe_step)
+            lambda: load_models(self._config, deliver=self.servicer.deliver, observe=self._metrics.observe_step)
         )
         stopping = asyncio.create_task(self._signals.get())
         waited_for: list[asyncio.Future[Any]] = [loading, stopping]
@@ -157,7 +168,7 @@ class Server:
             model.loop.start()
         self._metrics.observe_models(self._models)
         translator = Translator(self._models, self._config.limits, clock=asyncio.get_running_loop().time)
-        servicer.begin_serving(translator, server_info(self._config, self._models))
+        self.servicer.begin_serving(translator, server_info(self._config, self._models))
         for model in self._models:
             facts = {"model": model.name, "digest": model.digest, "precision": model.precision}
             logger.info("A model is served.", extra={**facts, "num_threads": model.num_threads})
@@ -169,13 +180,11 @@ class Server:
             for model in self._models
         )
         metrics = f"metrics on {self._metrics_address}" if self._metrics_address else "no metrics"
-        return f"Serving on {self._address}, {metrics}: {models}"
+        return f"Serving on {self.address}, {metrics}: {models}"
 
-    async def _shut_down(
-        self, first: signal.Signals, servicer: TranslationServicer, grpc_server: "grpc.aio.Server"
-    ) -> int:
+    async def _shut_down(self, first: signal.Signals, grpc_server: "grpc.aio.Server") -> int:
         """From the first signal to the exit code."""
-        orderly = asyncio.create_task(self._drain(first, servicer, grpc_server))
+        orderly = asyncio.create_task(self._drain(first, grpc_server))
         second = asyncio.create_task(self._signals.get())
         waited_for: list[asyncio.Future[Any]] = [orderly, second]
         await asyncio.wait(waited_for, return_when=asyncio.FIRST_COMPLETED)
@@ -183,23 +192,25 @@ class Server:
             second.cancel()
             return orderly.result()
         orderly.cancel()
-        logger.warning("A second signal: stopping at once.", extra={"num_calls": servicer.num_calls})
+        logger.warning("A second signal: stopping at once.", extra={"num_calls": self.servicer.num_calls})
         return 128 + second.result()
 
-    async def _drain(self, first: signal.Signals, servicer: TranslationServicer, grpc_server: "grpc.aio.Server") -> int:
+    async def _drain(self, first: signal.Signals, grpc_server: "grpc.aio.Server") -> int:
         shutdown = self._config.shutdown
-        logger.info("Stopping: not ready any more.", extra={"signal": first.name, "num_calls": servicer.num_calls})
-        await self._health.set_ready(False)
+        logger.info("Stopping: not ready any more.", extra={"signal": first.name, "num_calls": self.servicer.num_calls})
+        await self.health.set_ready(False)
         if first is signal.SIGTERM and self._models:
             await asyncio.sleep(shutdown.shutdown_delay_seconds)
-        servicer.begin_draining()
+        self.servicer.begin_draining()
         for model in self._models:
             model.loop.begin_drain()
-        logger.info("Stopping: calls are refused.", extra={"num_calls": servicer.num_calls})
+        logger.info("Stopping: calls are refused.", extra={"num_calls": self.servicer.num_calls})
         try:
-            await asyncio.wait_for(servicer.wait_idle(), shutdown.drain_seconds)
+            await asyncio.wait_for(self.servicer.wait_idle(), shutdown.drain_seconds)
         except TimeoutError:
-            logger.error("Stopping: calls that did not finish are given up.", extra={"num_calls": servicer.num_calls})
+            logger.error(
+                "Stopping: calls that did not finish are given up.", extra={"num_calls": self.servicer.num_calls}
+            )
             return EXIT_FAILED
         await grpc_server.stop(1.0)  # replies that are on their way
         logger.info("Stopped.")
