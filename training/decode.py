@@ -139,12 +139,12 @@ class _Step:
         self._vocab_size = target_vocab_size or model.config.target_vocab_size
 
     def log_probabilities(self, last_ids: Tensor) -> Tensor:
-        """Log-probabilities of the next token after `last_ids` [R]; [R,V], -inf for pad and bos."""
+        """The model's log-probabilities of the next token after `last_ids` [R]; [R,V], -inf for what is no text."""
         hidden = self._model.decode_step(last_ids.unsqueeze(1), self._cache)  # [R,1,D]
-        logits = self._model.project(hidden.squeeze(1)).float()  # [R,V]
-        logits[:, [PAD_ID, BOS_ID]] = -math.inf
-        logits[:, self._vocab_size :] = -math.inf
-        return logits.log_softmax(dim=-1)  # [R,V]
+        log_probabilities = self._model.project(hidden.squeeze(1)).float().log_softmax(dim=-1)  # [R,V]
+        log_probabilities[:, [PAD_ID, BOS_ID]] = -math.inf
+        log_probabilities[:, self._vocab_size :] = -math.inf
+        return log_probabilities
 
     def select(self, rows: Tensor) -> None:
         """Row i of the next step goes on from row `rows[i]` of this one."""

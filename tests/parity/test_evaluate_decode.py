@@ -55,12 +55,11 @@ def make_sources(count: int, vocab_size: int = VOCAB_SIZE, seed: int = 0) -> lis
 
 @torch.no_grad()
 def target_log_probability(model: Transformer, source: Sequence[int], target: Sequence[int]) -> float:
-    """Log-probability of `target` by one full pass, pad and bos excluded from each choice."""
+    """Log-probability of `target` by one full pass."""
     model.eval()
     ids, lengths = torch.tensor([source]), torch.tensor([len(source)])
     inputs = torch.tensor([[BOS_ID, *target[:-1]]])
     logits = model.project(model.decode(inputs, model.encode(ids, lengths), lengths))[0].double()
-    logits[:, [PAD_ID, BOS_ID]] = -torch.inf
     log_probabilities = logits.log_softmax(-1)
     return float(log_probabilities[range(len(target)), list(target)].sum())
 
