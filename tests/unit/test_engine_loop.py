@@ -40,6 +40,13 @@ class Gate:
         self.go_on.release()
         self.wait()
 
+    def step_and_let(self, more: int) -> None:
+        """Lets the step that waits run, and `more` after it without a stop."""
+        for _ in range(1 + more):
+            self.go_on.release()
+        for _ in range(more):
+            self.wait()
+
     def open(self) -> None:
         self.is_open = True
         self.go_on.release(1000)
@@ -252,6 +259,13 @@ def test_work_submitted_before_the_start_waits() -> None:
 
 def test_liveness_sees_a_step_that_hangs_and_no_idleness(gated: House) -> None:
     assert gated.loop.stalled_seconds() == 0.0
+    first = gated.make(5)
+    gated.loop.submit([first])
+    gated.gate.wait()
+    gated.gate.step_and_let(1)
+    gated.mailbox.wait_for(first)
+    with gated.loop._changed:  # until the loop sleeps again, its clock still counts
+        assert gated.loop._changed.wait_for(lambda: gated.loop._is_asleep, SECONDS)
     gated.now = 1000.0
     assert gated.loop.stalled_seconds() == 0.0  # idle for long is no stall
     gated.loop.submit([gated.make(5, 6, 7)])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Sequence as Row
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from service.bundle import DECODER_NAME, ENCODER_NAME, Bundle
@@ -86,7 +88,12 @@ def test_long_groups_are_encoded_in_bounded_runs(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("service.model_runner.MAX_PADDED_TOKENS_PER_RUN", 50)  # two of 24 fit
     sizes: list[int] = []
     run = runner._encode_run
-    monkeypatch.setattr(runner, "_encode_run", lambda some, length: sizes.append(len(some)) or run(some, length))
+
+    def watched(some: list[Row[int]], length: int) -> npt.NDArray[np.float32]:
+        sizes.append(len(some))
+        return run(some, length)
+
+    monkeypatch.setattr(runner, "_encode_run", watched)
     parts = runner.encode(sources)
     assert sizes == [2, 2, 2, 1]
     assert [s.payload.tobytes() for s in parts.sources] == [s.payload.tobytes() for s in whole.sources]
