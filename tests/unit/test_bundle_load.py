@@ -1,0 +1,192 @@
+"""A bundle is loaded only when every byte is what its maker wrote, and every problem is named at once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.bundle import MAX_MANIFEST_BYTES, BundleError, load_bundle, manifest_checksum_line
+
+FIXTURE = Path(__file__).parents[1] / "data" / "bundle-v1"
+FILES = sorted(path.relative_to(FIXTURE).as_posix() for path in FIXTURE.rglob("*") if path.is_file())
+
+Change = Callable[[dict[str, Any]], object]
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(FIXTURE, tmp_path / "bundle"))
+
+
+def problems_of(directory: Path) -> list[str]:
+    with pytest.raises(BundleError) as caught:
+        load_bundle(directory)
+    assert str(directory) in str(caught.value)
+    assert all(problem in str(caught.value) for problem in caught.value.problems)
+    return caught.value.problems
+
+
+def rewrite(directory: Path, change: Change) -> None:
+    """Changes the manifest as someone would who can also compute checksums."""
+    fields = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
+    change(fields)
+    text = json.dumps(fields).encode()
+    (directory / "manifest.json").write_bytes(text)
+    (directory / "manifest.sha256").write_bytes(manifest_checksum_line(text))
+
+
+def test_a_whole_bundle_loads(bundle: Path) -> None:
+    loaded = load_bundle(bundle)
+    assert loaded.digest == hashlib.sha256((bundle / "manifest.json").read_bytes()).hexdigest()
+    assert set(loaded.manifest.files) == set(FILES) - {"manifest.json", "manifest.sha256"}
+    assert loaded.encoder_path.is_file()
+    assert loaded.decoder_path.is_file()
+    assert loaded.tokenizer.target_vocab_size == loaded.architecture.target_tokens
+    load_bundle(str(bundle))  # a path may be text
+
+
+@settings(max_examples=150)
+@given(data=st.data())
+def test_any_altered_byte_of_any_file_is_refused(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+    name = data.draw(st.sampled_from(FILES))
+    content = bytearray((FIXTURE / name).read_bytes())
+    content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+    bundle = Path(shutil.copytree(FIXTURE, tmp_path_factory.mktemp("altered") / "bundle"))
+    (bundle / name).write_bytes(content)
+    assert any("altered" in problem for problem in problems_of(bundle))
+    shutil.rmtree(bundle)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_cut_or_longer_file_is_refused(bundle: Path, name: str) -> None:
+    content = (bundle / name).read_bytes()
+    for altered in (content[:-1], content + b"\n", b""):
+        (bundle / name).write_bytes(altered)
+        assert any("altered" in problem for problem in problems_of(bundle))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_named(bundle: Path, name: str) -> None:
+    (bundle / name).unlink()
+    assert any(problem.startswith(name) for problem in problems_of(bundle))
+
+
+@pytest.mark.parametrize("name", ["extra.txt", "tokenizer/extra.model", ".hidden", "encoder.onnx.data"])
+def test_an_extra_file_is_named(bundle: Path, name: str) -> None:
+    (bundle / name).write_bytes(b"x")
+    assert problems_of(bundle) == [f"{name} must be named in the manifest, but is not."]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_symbolic_link_is_refused_even_to_the_same_bytes(bundle: Path, tmp_path: Path, name: str) -> None:
+    (bundle / name).rename(tmp_path / "elsewhere")
+    (bundle / name).symlink_to(tmp_path / "elsewhere")
+    assert any(problem.startswith(f"{name} must be a plain file") for problem in problems_of(bundle))
+
+
+def test_a_linked_directory_is_refused(bundle: Path, tmp_path: Path) -> None:
+    (bundle / "tokenizer").rename(tmp_path / "tokenizer")
+    (bundle / "tokenizer").symlink_to(tmp_path / "tokenizer")
+    assert any(problem.startswith("tokenizer must be a plain file") for problem in problems_of(bundle))
+
+
+def test_a_pipe_is_refused_and_not_read(bundle: Path) -> None:
+    (bundle / "encoder.onnx").unlink()
+    os.mkfifo(bundle / "encoder.onnx")
+    assert any(problem.startswith("encoder.onnx must be a plain file") for problem in problems_of(bundle))
+
+
+@pytest.mark.parametrize(
+    "path", ["../outside", "tokenizer/../../outside", "/etc/hostname", "C:outside", "..\\outside", "a\0b"]
+)
+def test_a_path_that_leaves_the_bundle_is_refused(bundle: Path, path: str) -> None:
+    (bundle.parent / "outside").write_bytes(b"x")
+    record = {"sha256": hashlib.sha256(b"x").hexdigest(), "num_bytes": 1}
+    rewrite(bundle, lambda fields: fields["files"].update({path: record}))
+    assert problems_of(bundle) == [f"A path in `files` must stay inside the bundle, but is {path!r}."]
+
+
+@pytest.mark.parametrize("path", ["", ".", "./encoder.onnx", "tokenizer//source.model", "manifest.json"])
+def test_a_path_that_is_not_plain_is_refused(bundle: Path, path: str) -> None:
+    rewrite(bundle, lambda fields: fields["files"].update({path: {"sha256": "", "num_bytes": 1}}))
+    assert any("must be the plain path of a file" in problem for problem in problems_of(bundle))
+
+
+def test_a_newer_format_is_refused_and_nothing_else_is_said_of_it(bundle: Path) -> None:
+    rewrite(bundle, lambda fields: fields.update(format_version=2, unheard_of=True))
+    assert problems_of(bundle) == ["format version 2 is newer than this build reads (1)"]
+
+
+@pytest.mark.parametrize("version", [0, -1, True, "1", None, 1.0])
+def test_a_format_version_must_be_a_whole_number(bundle: Path, version: object) -> None:
+    rewrite(bundle, lambda fields: fields.update(format_version=version))
+    (problem,) = problems_of(bundle)
+    assert "`format_version` must be a whole number" in problem
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"null", b"\xff", b'{"format_version": NaN}', b"[" * 100_000])
+def test_a_manifest_that_is_no_json_object_is_refused(bundle: Path, text: bytes) -> None:
+    (bundle / "manifest.json").write_bytes(text)
+    (bundle / "manifest.sha256").write_bytes(manifest_checksum_line(text))
+    (problem,) = problems_of(bundle)
+    assert "manifest.json must be" in problem or "`format_version`" in problem
+
+
+def test_a_huge_manifest_is_not_read(bundle: Path) -> None:
+    with (bundle / "manifest.json").open("wb") as file:
+        file.truncate(MAX_MANIFEST_BYTES + 1)
+    assert problems_of(bundle) == [
+        f"manifest.json must have at most {MAX_MANIFEST_BYTES} bytes, but has {MAX_MANIFEST_BYTES + 1}."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda f: f["architecture"].update(decoder_layers=2), "`signature` must be that of `architecture`"),
+        (lambda f: f["signature"]["decoder_inputs"][0].update(dtype="int32"), "`signature` must be that"),
+        (lambda f: f["architecture"].update(target_vocabulary=309), "must be a multiple of 8"),
+        (lambda f: f["architecture"].update(heads=0), "`architecture.heads` must be at least 1"),
+        (lambda f: f["architecture"].update(heads=3), "must be a multiple of `heads`"),
+        (lambda f: f["architecture"].update(target_tokens=5000), "must be at most `target_vocabulary`"),
+        (lambda f: f["architecture"].update(target_tokens=300), "tokenizer must have 300 target tokens"),
+        (lambda f: f.update(source_language="de"), "tokenizer must be for de to zh"),
+        (lambda f: f["files"].pop("encoder.onnx"), "must name encoder.onnx"),
+    ],
+)
+def test_parts_that_do_not_belong_together_are_refused(bundle: Path, change: Change, said: str) -> None:
+    rewrite(bundle, change)
+    assert any(said in problem for problem in problems_of(bundle))
+
+
+def test_every_problem_is_reported_together(bundle: Path) -> None:
+    (bundle / "encoder.onnx").unlink()
+    (bundle / "decoder.onnx").write_bytes(b"x")
+    (bundle / "extra").write_bytes(b"x")
+    (bundle / "link").symlink_to("decoder.onnx")
+    (bundle / "manifest.sha256").unlink()
+    problems = problems_of(bundle)
+    assert len(problems) == 5
+    for name in ("encoder.onnx", "decoder.onnx", "extra", "link", "manifest.sha256"):
+        assert any(problem.startswith(name) for problem in problems)
+
+
+def test_what_is_no_directory_is_refused(tmp_path: Path) -> None:
+    assert problems_of(tmp_path / "nothing") == ["It must be a directory, but is not."]
+    assert problems_of(FIXTURE / "manifest.json") == ["It must be a directory, but is not."]
+    (tmp_path / "empty").mkdir()
+    assert len(problems_of(tmp_path / "empty")) == 2
+
+
+def test_the_bundle_may_be_reached_through_a_link(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "current").symlink_to(bundle)
+    assert load_bundle(tmp_path / "current").digest == load_bundle(bundle).digest
