@@ -224,8 +224,8 @@ def test_stop_delivers_the_rest_as_failed() -> None:
     house.gate.is_open = True
     stopper = threading.Thread(target=house.loop.stop)
     stopper.start()
-    while house.loop.state is not LoopState.STOPPED:
-        pass
+    with house.loop._changed:
+        assert house.loop._changed.wait_for(lambda: house.loop.state is LoopState.STOPPED, SECONDS)
     house.gate.open()
     stopper.join(SECONDS)
     house.mailbox.wait_for(running, waiting)

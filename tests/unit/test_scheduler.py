@@ -111,8 +111,8 @@ def test_cancelled_and_expired_leave_at_the_next_plan(is_running: bool) -> None:
     plan = scheduler.plan(2.0)
     scheduler.drop(plan, 2.0)
     assert (cancelled.finish_reason, expired.finish_reason) == (FinishReason.CANCELLED, FinishReason.EXPIRED)
-    assert other.finish_reason is None
     assert scheduler.live() == [other]
+    assert not other.is_finished
     assert cancelled.row is expired.row is None
     assert scheduler.plan(8.9).drop == []
     scheduler.drop(scheduler.plan(9.0), 9.0)
