@@ -129,6 +129,13 @@ class _Pass:
         tensor = self.constants.get(name)
         return tensor is not None and len(tensor.dims) == 2 and tensor.data_type == onnx.TensorProto.FLOAT
 
+    def _rank(self, name: str) -> int:
+        """Number of axes of an input of the graph."""
+        for tensor in self.graph.input:
+            if tensor.name == name:
+                return len(tensor.type.tensor_type.shape.dim)
+        raise QuantizeError(f"The ids of an embedding must be an input of the graph, but `{name}` is none.")
+
     def _only_reader(self, node: onnx.NodeProto, op_type: str) -> onnx.NodeProto | None:
         readers = self.readers.get(node.output[0], [])
         return readers[0] if len(readers) == 1 and readers[0].op_type == op_type else None
@@ -198,7 +205,7 @@ class _Pass:
         scaled_name = f"{scales_name}.scaled"
         self._add(scaled_name, (weight.scales * np.float32(factor))[..., None])  # [V,D/block,1]
         shape_name = f"{node.output[0]}.shape"
-        self._add(shape_name, np.array([0, 0, -1], dtype=np.int64))
+        self._add(shape_name, np.array([0] * self._rank(node.input[1]) + [-1], dtype=np.int64))
         blocks = f"{node.output[0]}.blocks"
         return [
             helper.make_node(
