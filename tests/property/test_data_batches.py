@@ -137,6 +137,14 @@ def test_another_epoch_or_seed_is_another_order(data: PreparedData) -> None:
     assert orders[0] != orders[2]
 
 
+def test_pairs_are_mixed_before_they_are_cut_into_chunks(data: PreparedData) -> None:
+    order = data.epoch_indices(0, 1)
+    chunk = order[: data.report.sort_chunk_pairs]
+    assert (chunk >= NUM_FIRST).any()  # the second corpus is not kept for the end
+    assert (chunk < NUM_FIRST).any()
+    assert (data.epoch_indices(1, 1)[: len(chunk)] != chunk).any()
+
+
 def test_batches_are_not_in_the_order_of_length(data: PreparedData) -> None:
     widths = [batch.source_ids.shape[1] for batch in data.train_batches(0, 1, 300)]
     assert widths != sorted(widths)
