@@ -153,10 +153,6 @@ class DeadlineExceededError(TranslationError):
     """The timeout passed."""
 
 
-class CancelledError(TranslationError):
-    """The call was cancelled."""
-
-
 class ServerError(TranslationError):
     """The server failed."""
 
@@ -167,7 +163,7 @@ _ERRORS: dict[grpc.StatusCode, type[TranslationError]] = {
     grpc.StatusCode.RESOURCE_EXHAUSTED: OverloadedError,
     grpc.StatusCode.UNAVAILABLE: UnavailableError,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceededError,
-    grpc.StatusCode.CANCELLED: CancelledError,
+    grpc.StatusCode.CANCELLED: UnavailableError,  # not by us: the server's end, or a proxy's, cut the call off
 }
 
 

@@ -37,6 +37,8 @@ EXIT_FAILED = 1
 _SWITCH_SECONDS = 0.0005
 """How long a Python thread keeps the others waiting. The default, 5 ms, is several decoding steps: with it the engine's
 thread stood idle behind the event loop after each run of a graph."""
+_STOP_SECONDS = 0.2
+"""How long the end waits for an engine's thread; one that hangs in a step ends with the process."""
 _HEALTH_NAME = "grpc.health.v1.Health"
 
 
@@ -114,7 +116,7 @@ class Server:
                     await watch
             await grpc_server.stop(0)
             for model in self._models:
-                model.loop.stop()
+                model.loop.stop(_STOP_SECONDS)
             if metrics_server is not None:
                 metrics_server.stop()
 
@@ -212,6 +214,8 @@ class Server:
                 "Stopping: calls that did not finish are given up.", extra={"num_calls": self.servicer.num_calls}
             )
             return EXIT_FAILED
+        # A call that reaches gRPC while it stops is cut off without a reason: refuse for as long as calls come.
+        await self.servicer.wait_quiet()
         await grpc_server.stop(1.0)  # replies that are on their way
         logger.info("Stopped.")
         return EXIT_OK

@@ -4,6 +4,7 @@ import asyncio
 import enum
 import itertools
 import logging
+import math
 import os
 import re
 import time
@@ -31,6 +32,8 @@ SERVICE_NAME = pb.DESCRIPTOR.services_by_name["TranslationService"].full_name
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _LONG_CHARACTERS = 8_000  # a text longer than this is cut and joined in another thread: it takes milliseconds
 _MAX_RETRY_SECONDS = 30.0
+_QUIET_SECONDS = 0.3
+_MAX_QUIET_SECONDS = 2.0
 
 
 class ServingState(enum.Enum):
@@ -62,6 +65,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         self._clock = clock
         self._translator: Translator | None = None
         self._info = pb.GetServerInfoResponse()
+        self._last_call_at = -math.inf
         self._idle = asyncio.Event()
         self._idle.set()
         self._finished: deque[list[Sequence]] = deque()
@@ -83,6 +87,12 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
     async def wait_idle(self) -> None:
         """Returns when no translate call is in progress."""
         await self._idle.wait()
+
+    async def wait_quiet(self) -> None:
+        """Returns when no call has come for a moment, or at last after a few of them."""
+        ends_at = self._clock() + _MAX_QUIET_SECONDS
+        while (now := self._clock()) < min(self._last_call_at + _QUIET_SECONDS, ends_at):
+            await asyncio.sleep(min(self._last_call_at + _QUIET_SECONDS, ends_at) - now)
 
     def deliver(self, sequences: list[Sequence]) -> None:
         """Takes finished sequences from an engine's thread, and wakes the event loop unless it is about to wake."""
@@ -112,6 +122,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         started_at = self._clock()
         request_id = self._request_id(context)
         self.num_calls += 1
+        self._last_call_at = started_at
         self._idle.clear()
         code = "CANCELLED"
         try:
