@@ -8,7 +8,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from training.config import Config, load_config
+from training.config import Config
+from training.config_file import load_config
 
 INTERRUPTED_STATUS = 130
 

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from service.tokenizer import Tokenizer
-from training.config import ModelConfig, config_to_dict
+from training.config import ModelConfig
+from training.config_file import config_to_dict
 from training.model import Transformer
 from training.record import TrainingRecord
 

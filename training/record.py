@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from training.config import Config, config_from_dict, config_to_dict
+from training.config import Config
+from training.config_file import config_from_dict, config_to_dict
 from training.prepare_report import PrepareReport
 
 RECORDED_PACKAGES = ("torch", "numpy", "sentencepiece", "safetensors", "sacrebleu")

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.config import Config, config_to_dict
+from training.config import Config
+from training.config_file import config_to_dict
 from training.record import ValidationScore
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from training.__main__ import build_parser, main
 from training.checkpoint import load_model
-from training.config import load_config
+from training.config_file import load_config
 from training.decode import translate
 from training.toy import write_toy_data
 

@@ -18,7 +18,8 @@ import torch
 from tests.synthetic.toy_run import CONFIG, new_run, prepare_toy_run, train_config
 from training import trainer as trainer_module
 from training.checkpoint import CheckpointError, list_checkpoints, load_model, load_trainer_state
-from training.config import Config, load_config
+from training.config import Config
+from training.config_file import load_config
 from training.data import PreparedData
 from training.distributed import join_processes
 from training.prepare import prepare

@@ -11,7 +11,8 @@ import pytest
 
 import training
 from training import config as config_module
-from training.config import Config, ConfigError, TrainConfig, config_from_dict, config_to_dict, load_config
+from training.config import Config, ConfigError, TrainConfig
+from training.config_file import config_from_dict, config_to_dict, load_config
 
 SHIPPED = sorted((Path(training.__file__).parent / "configs").glob("*.toml"))
 

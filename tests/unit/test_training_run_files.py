@@ -9,7 +9,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import training
-from training.config import config_from_dict, load_config
+from training.config_file import config_from_dict, load_config
 from training.record import ValidationScore
 from training.run_files import MetricsLog, RunPaths, draw_curves, read_metrics, rewind_metrics, save_config
 
