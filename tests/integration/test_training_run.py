@@ -30,8 +30,10 @@ from training.trainer import StopReason, Trainer, TrainingDivergedError, train
 REPOSITORY = Path(__file__).parents[2]
 CLOCKED = ("seconds", "tokens_per_second")
 
-# Dropout, both optimizers, accumulation, and an epoch of 9 batches: updates 5 and 9 begin a new one.
-FULL = train_config(optimizer="muon", weight_decay=0.1, accumulation=2, checkpoint_every_updates=5, cooldown=0.5)
+# Dropout, both optimizers, accumulation; of an epoch's 13 batches two make an update, so update 7 spans two epochs.
+FULL = train_config(
+    optimizer="muon", weight_decay=0.1, accumulation=2, batch_tokens=1800, checkpoint_every_updates=5, cooldown=0.5
+)
 
 
 @pytest.fixture(autouse=True)
@@ -135,12 +137,12 @@ def test_a_run_leaves_everything_about_itself(straight: RunPaths, prepared: Path
     assert (record.update, record.source_language, record.target_language) == (12, "en", "zh")
     assert [corpus.name for corpus in record.corpora] == ["numbers"]
     assert [(score.name, score.update) for score in record.validation] == [("dev", 12), ("other", 12)]
-    batches = list(data.train_batches(0, 1, FULL.train.batch_tokens))
-    assert len(batches) < 24  # the run went through more than one epoch
-    seen = list(itertools.islice(itertools.chain(batches, data.train_batches(1, 1, FULL.train.batch_tokens)), 24))
-    if len(seen) == 24:
-        assert record.target_tokens == sum(batch.num_target_tokens for batch in seen)
-        assert record.source_tokens == sum(int(batch.source_lengths.sum()) for batch in seen)
+    epochs = [list(data.train_batches(epoch, FULL.train.seed, FULL.train.batch_tokens)) for epoch in (0, 1)]
+    assert len(epochs[0]) % 2 == 1  # an update spans the two
+    seen = [*epochs[0], *epochs[1]][:24]
+    assert len(seen) == 24
+    assert record.target_tokens == sum(batch.num_target_tokens for batch in seen)
+    assert record.source_tokens == sum(int(batch.source_lengths.sum()) for batch in seen)
 
 
 def test_resuming_a_finished_run_changes_nothing(straight: RunPaths, tmp_path: Path) -> None:
