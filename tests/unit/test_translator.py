@@ -1,0 +1,210 @@
+"""From a request to sequences, and from finished sequences to a reply."""
+
+from typing import Any, cast
+
+import pytest
+
+from service.config import LimitsConfig
+from service.engine_loop import EngineLoop
+from service.pb.translation.v1 import translation_pb2 as pb
+from service.refusals import DeadlineError, InvalidRequestError, NotServedError
+from service.request import FinishReason, Sequence
+from service.tokenizer import EOS_ID, Tokenizer
+from service.translator import Job, ServedModel, Translator, default_max_target_tokens
+
+
+class Letters:
+    """A tokenizer with a token for each character."""
+
+    def encode_source(self, text: str) -> list[int]:
+        return [ord(character) for character in text] + [EOS_ID]
+
+    def decode_target(self, ids: list[int]) -> str:
+        return "".join(map(chr, ids))
+
+
+def model(name: str = "en-zh", source: str = "en", target: str = "zh", max_target_tokens: int = 60) -> ServedModel:
+    return ServedModel(
+        name=name,
+        digest="d" * 64,
+        precision="int8",
+        source_language=source,
+        target_language=target,
+        tokenizer=cast(Tokenizer, Letters()),
+        loop=cast(EngineLoop, None),
+        max_source_tokens=30,
+        max_target_tokens=max_target_tokens,
+        max_rows=4,
+        is_same_bytes=True,
+        provider="cpu",
+        num_threads=1,
+    )
+
+
+def translator(*models: ServedModel, **limits: int) -> Translator:
+    return Translator(models or (model(),), LimitsConfig(**limits), clock=lambda: 0.0)
+
+
+def check(made: Translator, *contents: str, **fields: Any) -> tuple[ServedModel, int]:
+    call = pb.TranslateTextRequest(contents=contents or ("a",), **fields)
+    return made.check(call, list(call.contents))
+
+
+def fields_of(made: Translator, *contents: str, **fields: Any) -> list[str]:
+    with pytest.raises(InvalidRequestError) as caught:
+        check(made, *contents, **fields)
+    return [violation.field for violation in caught.value.violations]
+
+
+def end(sequence: Sequence, reason: FinishReason, text: str, error: Exception | None = None) -> None:
+    sequence.target_ids = [*map(ord, text)] + ([EOS_ID] if reason is FinishReason.STOP else [])
+    sequence.token_log_probabilities = [-0.5] * len(sequence.target_ids)
+    sequence.submitted_at, sequence.admitted_at, sequence.encoded_at = 1.0, 2.0, 3.0
+    sequence.encode_seconds, sequence.num_steps, sequence.max_rows_shared = 0.25, len(sequence.target_ids), 3
+    sequence.finish(reason, 5.0, error)
+    sequence.on_finished(sequence)
+
+
+def prepare(made: Translator, *contents: str, max_target_tokens: int = 0) -> tuple[Job, list[Job]]:
+    done: list[Job] = []
+    job = made.prepare(contents, made.models[0], max_target_tokens, deadline=9.0, on_done=done.append)
+    return job, done
+
+
+def test_a_reply() -> None:
+    job, done = prepare(translator(), " One. Two {x}.\n\nX", "", " ")
+    assert [sequence.source_ids[-1] for sequence in job.sequences] == [EOS_ID] * 3
+    assert [sequence.deadline for sequence in job.sequences] == [9.0] * 3
+    end(job.sequences[2], FinishReason.LENGTH, "丙" * 7)
+    end(job.sequences[0], FinishReason.STOP, "一。")
+    assert done == []
+    end(job.sequences[1], FinishReason.STOP, "二。")
+    assert done == [job]
+    assert job.error is None
+    first, empty, blank = job.result()
+    assert first.translated_text == " 一。二。\n\n" + "丙" * 7
+    assert first.model == "en-zh"
+    assert (empty.translated_text, len(empty.segments)) == ("", 0)
+    assert (blank.translated_text, len(blank.segments)) == (" ", 1)
+    one, two, gap, three = first.segments
+    assert [s.source_text for s in first.segments] == [" One. ", "Two {x}.\n", "\n", "X"]
+    assert [s.finish_reason for s in first.segments] == [
+        pb.FINISH_REASON_STOP,
+        pb.FINISH_REASON_STOP,
+        pb.FINISH_REASON_BLANK,
+        pb.FINISH_REASON_LENGTH,
+    ]
+    assert list(one.flags) == []
+    assert list(two.flags) == [pb.SEGMENT_FLAG_PLACEHOLDER_LOST]
+    assert list(three.flags) == [pb.SEGMENT_FLAG_TRUNCATED, pb.SEGMENT_FLAG_REPETITION]
+    assert (one.score, list(one.token_log_probabilities)) == (-1.5, [-0.5] * 3)
+    assert (gap.num_source_tokens, gap.num_target_tokens) == (0, 0)
+    cost = job.metadata(request_id="id", total_seconds=6.0)
+    assert (cost.num_source_tokens, cost.num_target_tokens, cost.num_steps) == (5 + 9 + 2, 3 + 3 + 7, 13)
+    assert (cost.queue_seconds, cost.encode_seconds, cost.decode_seconds) == (1.0, 0.25, 2.0)  # one encoder run
+    assert (cost.max_rows_shared, cost.total_seconds, cost.model_digest) == (3, 6.0, "d" * 64)
+
+
+@pytest.mark.parametrize("reason", [FinishReason.FAILED, FinishReason.EXPIRED, FinishReason.CANCELLED])
+def test_one_segment_that_has_no_translation_ends_the_call(reason: FinishReason) -> None:
+    job, done = prepare(translator(), "One. Two. Three.")
+    error = MemoryError("x") if reason is FinishReason.FAILED else None
+    end(job.sequences[1], reason, "", error)
+    assert done == [job]
+    assert job.num_unfinished == 2  # to be cancelled
+    assert job.error is error if error else isinstance(job.error, DeadlineError)
+    end(job.sequences[0], FinishReason.CANCELLED, "")
+    end(job.sequences[2], FinishReason.STOP, "x")
+    assert done == [job]  # told once
+
+
+def test_a_call_without_text_has_nothing_to_wait_for() -> None:
+    job, _ = prepare(translator(), "", "\n")
+    assert (job.sequences, job.num_unfinished) == ([], 0)
+    assert [translation.translated_text for translation in job.result()] == ["", "\n"]
+    assert job.metadata(request_id="id", total_seconds=1.0).num_steps == 0
+
+
+def test_the_limit_of_target_tokens() -> None:
+    def limits(job: Job) -> list[int | None]:
+        return [sequence.options.max_target_tokens for sequence in job.sequences]
+
+    job, _ = prepare(translator(), "One. Two three four.")
+    assert limits(job) == [3 * 5 + 16, 60]
+    job, _ = prepare(translator(), "One. Two three four.", max_target_tokens=7)
+    assert limits(job) == [7, 7]
+    assert [default_max_target_tokens(n, 1000) for n in (1, 10, 500)] == [19, 46, 1000]
+
+
+def test_a_sentence_too_long_is_flagged() -> None:
+    job, _ = prepare(translator(), "word " * 20)
+    for sequence in job.sequences:
+        assert len(sequence.source_ids) <= 30
+        end(sequence, FinishReason.STOP, "x")
+    (translation,) = job.result()
+    assert len(translation.segments) > 1
+    assert all(list(segment.flags) == [pb.SEGMENT_FLAG_SOURCE_SPLIT] for segment in translation.segments)
+
+
+def test_every_violation_is_named() -> None:
+    made = translator(max_contents=3, max_characters_per_item=5)
+    options = pb.DecodingOptions(max_target_tokens=61)
+    found = fields_of(made, "a" * 6, "a" * 5, "", "a" * 7, mime_type="text/html", model="x", decoding_options=options)
+    assert found == ["contents", "contents[0]", "contents[3]", "mime_type", "decoding_options.max_target_tokens"]
+
+
+def test_limits_are_inclusive() -> None:
+    made = translator(max_contents=2, max_characters_per_item=5)
+    options = pb.DecodingOptions(max_target_tokens=60)
+    assert check(made, "a" * 5, "b", mime_type="text/plain", decoding_options=options)[1] == 60
+    assert fields_of(made, decoding_options=pb.DecodingOptions(max_target_tokens=-1)) == [
+        "decoding_options.max_target_tokens"
+    ]
+
+
+def test_more_than_may_ever_wait_is_refused() -> None:
+    for limits in ({"max_waiting_segments": 2}, {"max_waiting_tokens": 14}):
+        with pytest.raises(InvalidRequestError) as caught:
+            prepare(translator(**limits), "One. Two.", "Six.")
+        assert [violation.field for violation in caught.value.violations] == ["contents"]
+    prepare(translator(max_waiting_segments=3, max_waiting_tokens=15), "One. Two.", "Six.")
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"model": "b"}, "b"),
+        ({"source_language_code": "en", "target_language_code": "zh"}, "a"),  # the first by name of two
+        ({"source_language_code": "EN", "target_language_code": "Zh"}, "a"),
+        ({"target_language_code": "de"}, "c"),
+        ({"model": "c", "source_language_code": "en"}, "c"),
+    ],
+)
+def test_the_model_that_serves_a_call(fields: dict[str, str], expected: str) -> None:
+    made = translator(model("b"), model("c", target="de"), model("a"))
+    assert check(made, **fields)[0].name == expected
+
+
+def test_a_call_must_say_which_of_several_pairs() -> None:
+    made = translator(model("a"), model("b", target="de"), model("c", source="fr", target="de"))
+    assert fields_of(made) == ["target_language_code"]
+    assert fields_of(made, source_language_code="en") == ["target_language_code"]
+    assert fields_of(made, target_language_code="de") == ["source_language_code"]
+    options = pb.DecodingOptions(max_target_tokens=-1)
+    assert fields_of(made, decoding_options=options) == ["target_language_code", "decoding_options.max_target_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "resource_type", "name"),
+    [
+        ({"model": "x"}, "model", "x"),
+        ({"model": "a", "target_language_code": "de"}, "language pair", "*-de"),
+        ({"source_language_code": "zh", "target_language_code": "en"}, "language pair", "zh-en"),
+        ({"source_language_code": "en-US"}, "language pair", "en-US-*"),
+    ],
+)
+def test_what_is_not_served(fields: dict[str, str], resource_type: str, name: str) -> None:
+    with pytest.raises(NotServedError) as caught:
+        check(translator(model("a"), model("b")), **fields)
+    assert (caught.value.resource_type, caught.value.resource_name) == (resource_type, name)
+    assert caught.value.served == (["a", "b"] if resource_type == "model" else ["en-zh"])
