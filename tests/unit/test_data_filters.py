@@ -63,10 +63,16 @@ def test_a_pair_is_a_duplicate_only_as_a_whole() -> None:
     assert [pair_filter.check_text(pair) for pair in pairs] == [None, None, None, DropReason.DUPLICATE]
 
 
-def test_a_pair_dropped_for_another_reason_is_not_remembered() -> None:
+@pytest.mark.parametrize(
+    ("pair", "reason"),
+    [
+        (SentencePair("long", "b"), DropReason.TOO_LONG),
+        (SentencePair("GPU", "GPU"), DropReason.COPIED_SOURCE),
+    ],
+)
+def test_a_pair_dropped_for_another_reason_is_not_remembered(pair: SentencePair, reason: DropReason) -> None:
     pair_filter = PairFilter(FilterConfig(max_characters=3), "en", "zh")
-    pair = SentencePair("long", "b")
-    assert [pair_filter.check_text(pair) for _ in range(2)] == [DropReason.TOO_LONG] * 2
+    assert [pair_filter.check_text(pair) for _ in range(2)] == [reason] * 2
 
 
 @pytest.mark.parametrize(
