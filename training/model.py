@@ -281,7 +281,7 @@ class Transformer(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        for embedding in {self.source_embedding, self.target_embedding}:
+        for embedding in dict.fromkeys((self.target_embedding, self.source_embedding)):  # a set has no fixed order
             nn.init.normal_(embedding.weight, std=self.config.width**-0.5)
 
     def embed(self, embedding: nn.Embedding, ids: Tensor, first_position: int = 0) -> Tensor:
