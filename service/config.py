@@ -91,10 +91,10 @@ class EngineConfig:
 
     max_rows: int = _setting(64, least=1, most=4096)
     """Sentences decoded together at most: rows of the slab of keys and values."""
-    max_source_tokens: int = _setting(0, least=0)
+    max_source_tokens: int = _setting(128, least=0)
     """Source tokens of a segment, end of sentence included; longer sentences are split. 0: what the model takes."""
-    max_target_tokens: int = _setting(0, least=0)
-    """Target tokens of a segment, end of sentence included. 0: what the model can make."""
+    max_target_tokens: int = _setting(256, least=0)
+    """Target tokens of a segment, end of sentence included. 0: what the model can make. The slab grows with both."""
     max_encode_tokens: int = _setting(1024, least=1)
     """Source tokens, padding included, encoded at most between two decoding steps, so that running sentences go on."""
     num_threads: int = _setting(0, least=0, most=1024)
