@@ -81,7 +81,7 @@ def compare_values(model: Transformer, runner: OnnxModelRunner, target_tokens: i
         encoded = runner.encode(sources).sources
         with torch.inference_mode():
             _compare_encoder(model, sources, encoded, encoder)
-            expected = _log_probabilities(model, sources, torch.from_numpy(targets), target_tokens)  # [B,T+2,V]
+            expected = torch_log_probabilities(model, sources, torch.from_numpy(targets), target_tokens)  # [B,T+2,V]
         _compare_decoder(runner, encoded, targets, expected, decoder)
     tolerance = TOLERANCES[precision]
     return ValueComparison(
@@ -121,7 +121,7 @@ def _compare_encoder(
                 difference.add(found.payload[index, kind, :, : len(source)], expected[0].numpy())
 
 
-def _log_probabilities(
+def torch_log_probabilities(
     model: Transformer, sources: Sequence[list[int]], targets: Tensor, target_tokens: int
 ) -> npt.NDArray[np.float32]:
     """PyTorch's log-probabilities of every position in one full pass, [B,T,V]; pad, bos and no tokens left out."""

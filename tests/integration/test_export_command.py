@@ -40,6 +40,15 @@ def graphs_of(checkpoint: build.Checkpoint) -> dict[str, onnx.ModelProto]:
 
 
 @pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Such small products only lose by being shared out."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", autouse=True)
 def _graphs_are_made_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for module in (build, reverify):
