@@ -1,6 +1,6 @@
 """Prints what a toy bundle translates to, as JSON: the tokens that later versions must still give for it.
 
-    python -m tests.data.record_tokens tests/data/bundle-v1 > tests/data/bundle-v1.tokens.json
+python -m tests.data.record_tokens tests/data/bundle-v1 > tests/data/bundle-v1.tokens.json
 """
 
 from __future__ import annotations
