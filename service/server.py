@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 EXIT_OK = 0
 EXIT_FAILED = 1
 _SWITCH_SECONDS = 0.0005
-"""How long a Python thread keeps the others waiting. The default, 5 ms, is several decoding steps, in which the engine's
+"""How long a Python thread keeps the others waiting. The default, 5 ms, is several decoding steps, while the engine's
 thread may stand idle behind the event loop. On a busy 2-core machine 64 callers got 5 % more (two pairs of runs)."""
 _STOP_SECONDS = 0.2
 """How long the end waits for an engine's thread; one that hangs in a step ends with the process."""
