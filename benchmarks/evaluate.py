@@ -2,7 +2,7 @@
 
     python -m benchmarks.evaluate --data ../shared/data                 # starts the service itself
     python -m benchmarks.evaluate --data ../shared/data --address HOST:PORT
-    python -m benchmarks.evaluate --data ../shared/data --card models/en-zh.md   # and fail unless the card says the same
+    python -m benchmarks.evaluate --data ../shared/data --card models/en-zh.md   # fail unless it says the same
 
 Prints JSON. A card is a Markdown file with a fenced block of JSON in the same form.
 """
@@ -44,7 +44,7 @@ def translate_all(address: str, sources: Sequence[str]) -> list[str]:
     """Translations of `sources` in their order, by several concurrent callers of several sentences each."""
     calls = [sources[start : start + CONTENTS_PER_CALL] for start in range(0, len(sources), CONTENTS_PER_CALL)]
     with Client(address) as client, ThreadPoolExecutor(CALLERS) as callers:
-        replies = callers.map(lambda contents: client.translate(contents), calls)
+        replies = callers.map(client.translate, calls)
         return [translation.text for reply in replies for translation in reply]
 
 

@@ -3,7 +3,8 @@
     python -m benchmarks.same_bytes --data ../shared/data --models models [--models build/fp32 ...]
 
 Translates the same sentences (1) one call after another, (2) in one call, (3) by 64 concurrent callers in random order,
-and compares text, score, token log-probabilities, finish reason and flags bit for bit. Prints JSON; fails on a difference.
+and compares text, score, token log-probabilities, finish reason and flags bit for bit. Prints JSON; fails where they
+differ.
 """
 
 import argparse

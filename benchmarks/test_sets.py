@@ -1,4 +1,4 @@
-"""The held-out sets that the default model is judged on, read from a data directory that is not part of this project."""
+"""The held-out sets that the default model is judged on, read from a data directory outside the project."""
 
 import gzip
 from dataclasses import dataclass

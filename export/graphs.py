@@ -230,7 +230,7 @@ class DecoderGraph(nn.Module):
     def forward(
         self, target_ids: Tensor, past_lengths: Tensor, source_lengths: Tensor, caches: Sequence[Tensor]
     ) -> tuple[Tensor, ...]:
-        """Tokens [B,1] at positions `past_lengths` [B] -> logits [B,V] and the caches in the signature's order."""
+        """Tokens [B,1] at positions `past_lengths` [B] -> log-probabilities [B,V], caches in the signature's order."""
         position = nn.functional.embedding(past_lengths.unsqueeze(1), self.positions)  # [B,1,D]
         states = self.embedding(target_ids) + position  # [B,1,D]
         lengths = StepLengths(
@@ -243,7 +243,7 @@ class DecoderGraph(nn.Module):
             updated += layer_caches
         hidden = self.norm(states).squeeze(1)  # [B,D]
         logits = nn.functional.linear(hidden, self.projection, self.projection_bias)  # [B,V]
-        return logits, *updated
+        return nn.functional.log_softmax(logits, dim=-1), *updated
 
 
 def group_query_attention(

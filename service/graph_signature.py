@@ -59,9 +59,9 @@ class Architecture:
     source_vocabulary: int
     """Rows of the source embedding."""
     target_vocabulary: int
-    """V: logits of a step, a multiple of 8."""
+    """V: log-probabilities of a step, a multiple of 8."""
     target_tokens: int
-    """Tokens of the target side's vocabulary; the graph makes logits from here up to V impossible to choose."""
+    """Tokens of the target side's vocabulary; the graph makes what lies from here up to V impossible to choose."""
     max_positions: int
     """Most positions of a source or a target."""
 
@@ -128,7 +128,7 @@ class GraphSignature:
     decoder_inputs: tuple[TensorSignature, ...]
     """`target_ids` [B,1], `past_lengths` [B] (positions already cached), `source_lengths` [B], then caches by layer."""
     decoder_outputs: tuple[TensorSignature, ...]
-    """`logits` [B,V], then the caches by layer, in the buffers they came in."""
+    """`log_probabilities` [B,V] (natural logarithms), then the caches by layer, in the buffers they came in."""
 
     @classmethod
     def of(cls, architecture: Architecture) -> GraphSignature:
@@ -153,7 +153,8 @@ class GraphSignature:
             lengths("past_lengths"),
             lengths("source_lengths"),
         ]
-        decoder_outputs = [TensorSignature(name="logits", dtype="float32", axes=("B", architecture.target_vocabulary))]
+        vocabulary = architecture.target_vocabulary
+        decoder_outputs = [TensorSignature(name="log_probabilities", dtype="float32", axes=("B", vocabulary))]
         for i in layers:
             decoder_inputs += [self_cache(past_key_self(i)), self_cache(past_value_self(i))]
             decoder_inputs += [cross_cache(cross_key(i)), cross_cache(cross_value(i))]

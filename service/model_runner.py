@@ -98,7 +98,7 @@ class OnnxModelRunner:
         self._target_ids = np.zeros((max_rows, 1), np.int64)  # [R,1]
         self._past_lengths = np.zeros(max_rows, np.int32)  # [R]
         self._source_lengths = np.ones(max_rows, np.int32)  # [R]
-        self._logits = np.empty((max_rows, architecture.target_vocabulary), np.float32)  # [R,V]
+        self._log_probabilities = np.empty((max_rows, architecture.target_vocabulary), np.float32)  # [R,V]
         self._bindings: dict[int, Any] = {}
 
     @property
@@ -196,7 +196,7 @@ class OnnxModelRunner:
         if binding is None:
             binding = self._bindings[num_rows] = self._bind_decoder(num_rows)
         self._decoder.run_with_iobinding(binding)
-        return best_candidates(self._logits[:num_rows], num_candidates)
+        return best_candidates(self._log_probabilities[:num_rows], num_candidates)
 
     def _bind_decoder(self, num_rows: int) -> Any:
         """The decoder's inputs and outputs on the first `num_rows` rows of the buffers, which never move."""
@@ -206,7 +206,7 @@ class OnnxModelRunner:
         _bind_input(binding, "source_lengths", self._source_lengths[:num_rows])
         for name, buffer in self._slab.inputs(num_rows):
             _bind_input(binding, name, buffer)
-        _bind_output(binding, "logits", self._logits[:num_rows])
+        _bind_output(binding, "log_probabilities", self._log_probabilities[:num_rows])
         for name, buffer in self._slab.outputs(num_rows):
             _bind_output(binding, name, buffer)
         return binding

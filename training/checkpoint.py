@@ -1,12 +1,12 @@
 """A checkpoint: a directory that is complete or absent, and what training and export read from it.
 
-    update_000500/
-        model.safetensors        weights in fp32, tied ones once
-        model_config.json        ModelConfig
-        tokenizer/               as `prepare` made it
-        training_record.json     TrainingRecord
-        optimizer.safetensors    ┐ for resuming only; an averaged checkpoint has neither
-        trainer_state.json       ┘
+update_000500/
+    model.safetensors        weights in fp32, tied ones once
+    model_config.json        ModelConfig
+    tokenizer/               as `prepare` made it
+    training_record.json     TrainingRecord
+    optimizer.safetensors    ┐ for resuming only; an averaged checkpoint has neither
+    trainer_state.json       ┘
 """
 
 import dataclasses

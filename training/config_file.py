@@ -144,8 +144,16 @@ def _check_corpus(corpus: CorpusConfig, where: str, problems: list[str]) -> None
 def _check_train(train: TrainConfig, problems: list[str]) -> None:
     if train.max_updates <= 0 and train.max_seconds <= 0:
         problems.append("`train.max_updates` or `train.max_seconds` must be more than 0, but neither is.")
-    for name in ("max_updates", "warmup_updates", "checkpoint_every_updates", "validate_every_updates", "patience",
-                 "keep_last", "threads", "validation_sentences"):
+    for name in (
+        "max_updates",
+        "warmup_updates",
+        "checkpoint_every_updates",
+        "validate_every_updates",
+        "patience",
+        "keep_last",
+        "threads",
+        "validation_sentences",
+    ):
         at_least(problems, f"train.{name}", getattr(train, name), 0)
     for name in ("batch_tokens", "accumulation", "log_every_updates", "average_last"):
         at_least(problems, f"train.{name}", getattr(train, name), 1)

@@ -261,9 +261,7 @@ class Transformer(nn.Module):
         self.config = config
         self.target_embedding = nn.Embedding(config.target_vocab_size, config.width)
         self.source_embedding = (
-            self.target_embedding
-            if config.shared_embeddings
-            else nn.Embedding(config.source_vocab_size, config.width)
+            self.target_embedding if config.shared_embeddings else nn.Embedding(config.source_vocab_size, config.width)
         )
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)

@@ -191,9 +191,7 @@ class Trainer:
         votes = [float(self._stop is reason) for reason in StopReason]
         target_sum, source_sum, seconds_sum, *votes_sum = self.processes.sum([target, source, seconds, *votes])
         stop = next((reason for reason, count in zip(StopReason, votes_sum, strict=True) if count), None)
-        return _Agreement(
-            target_tokens=int(target_sum), source_tokens=int(source_sum), seconds=seconds_sum, stop=stop
-        )
+        return _Agreement(target_tokens=int(target_sum), source_tokens=int(source_sum), seconds=seconds_sum, stop=stop)
 
     def _update(self, group: list[_Place], agreed: _Agreement, done: float) -> UpdateValues:
         """Makes the next update and moves the state past it."""

@@ -235,7 +235,7 @@ def _without_an_output(graphs: dict[str, onnx.ModelProto]) -> None:
             _without_positions,
             ["The decoder must agree with PyTorch", "the graphs must choose PyTorch's tokens", "more sentences"],
         ),
-        (_without_an_output, ["`logits` must be among the decoder's outputs, but is missing"]),
+        (_without_an_output, ["`log_probabilities` must be among the decoder's outputs, but is missing"]),
     ],
     ids=["padding seen", "positions lost", "output renamed"],
 )

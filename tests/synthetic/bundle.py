@@ -235,7 +235,7 @@ class _Graphs:
         logits = g.op("MatMul", [flat, g.const(np.ascontiguousarray(self._embeddings.T) * _LOGIT_SCALE)])  # [B,V]
         bias = np.zeros(a.target_vocabulary, np.float32)
         bias[a.target_tokens :] = -1e9
-        g.op_named("Add", [logits, g.const(bias)], "logits")
+        g.op_named("LogSoftmax", [g.op("Add", [logits, g.const(bias)])], "log_probabilities")
         return g.model("decoder", s.decoder_inputs, s.decoder_outputs)
 
 

@@ -118,8 +118,8 @@ def test_the_signature_has_six_caches_in_and_four_out_for_each_layer() -> None:
     assert len(signature.decoder_outputs) == 1 + 4 * ARCHITECTURE.decoder_layers
     names = [tensor.name for tensor in (*signature.decoder_inputs, *signature.decoder_outputs)]
     assert len(set(names)) == len(names)
-    logits = signature.decoder_outputs[0]
-    assert (logits.name, logits.axes) == ("logits", ("B", 16))
+    first = signature.decoder_outputs[0]
+    assert (first.name, first.axes) == ("log_probabilities", ("B", 16))
 
 
 def test_every_difference_from_the_signature_is_named() -> None:
@@ -139,5 +139,5 @@ def test_every_difference_from_the_signature_is_named() -> None:
         "`past_value_self_0` among the decoder's inputs must have axes ['B', 2, 'M', 4], but has ['B', 2, 'M', 8].",
         "`cross_key_0` must be among the decoder's inputs, but is missing.",
         "`scores` among the decoder's outputs is not known.",
-        "`logits` must be among the decoder's outputs, but is missing.",
+        "`log_probabilities` must be among the decoder's outputs, but is missing.",
     ]

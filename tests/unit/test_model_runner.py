@@ -181,7 +181,7 @@ def test_graphs_of_another_signature_are_refused(tmp_path: Path) -> None:
     shutil.copy(bundle.directory / DECODER_NAME, bundle.directory / ENCODER_NAME)
     message = refusal(bundle)
     assert "`source_ids` must be among the encoder's inputs, but is missing" in message
-    assert "`logits` among the encoder's outputs is not known" in message
+    assert "`log_probabilities` among the encoder's outputs is not known" in message
 
 
 def test_the_engine_survives_a_graph_that_fails() -> None:

@@ -45,10 +45,14 @@ def test_metrics_are_lines_and_tensorboard_curves(paths: RunPaths) -> None:
     with MetricsLog(paths) as log:
         for update in (10, 20):
             log.write("train", update, train_line(update))
-        log.write_scores(20, 5.0, [
-            ValidationScore(name="dev", update=20, loss=2.0, sentences=3, bleu=12.0, chrf=11.0),
-            ValidationScore(name="other", update=20, loss=3.0, sentences=0, bleu=0.0, chrf=0.0),
-        ])
+        log.write_scores(
+            20,
+            5.0,
+            [
+                ValidationScore(name="dev", update=20, loss=2.0, sentences=3, bleu=12.0, chrf=11.0),
+                ValidationScore(name="other", update=20, loss=3.0, sentences=0, bleu=0.0, chrf=0.0),
+            ],
+        )
     lines = read_metrics(paths)
     assert [(line["kind"], line["update"]) for line in lines] == [("train", 10), ("train", 20), ("validation", 20)]
     assert lines[2]["dev/bleu"] == 12.0

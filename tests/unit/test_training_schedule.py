@@ -22,9 +22,7 @@ def test_constant_stays_at_the_peak_after_warm_up() -> None:
 
 
 def test_cooldown_is_a_line_to_zero_over_the_last_share() -> None:
-    train = TrainConfig(
-        max_updates=100, warmup_updates=0, peak_learning_rate=2.0, schedule="constant", cooldown=0.4
-    )
+    train = TrainConfig(max_updates=100, warmup_updates=0, peak_learning_rate=2.0, schedule="constant", cooldown=0.4)
     rates = [learning_rate(train, 50, done) for done in (0.0, 0.6, 0.7, 0.8, 0.9, 1.0)]
     assert rates == pytest.approx([2.0, 2.0, 1.5, 1.0, 0.5, 0.0])
 
