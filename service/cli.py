@@ -208,6 +208,7 @@ def _check(parsed: argparse.Namespace) -> int:
     num_bytes = sum(record.num_bytes for record in manifest.files.values())
     print(
         f"OK: {manifest.name} {model.bundle.digest[:12]} {manifest.precision}, {len(manifest.files)} files, "
-        f"{num_bytes / 1e6:.1f} MB, same bytes alone and together on this machine ({model.num_threads} thread(s))"
+        f"{num_bytes / 1e6:.1f} MB, same bytes alone and together on this machine "
+        f"({len(model.runners)} engine(s) of {model.num_threads} thread(s))"
     )
     return 0

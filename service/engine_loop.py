@@ -12,9 +12,11 @@ import math
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable
+from contextlib import AbstractContextManager
 
 from service.engine import Engine, StepReport
 from service.request import Sequence
+from service.scheduler import SchedulerLimits
 
 logger = logging.getLogger(__name__)
 
@@ -143,6 +145,24 @@ class EngineLoop:
             self._heartbeat = self._clock()
             self._thread.start()
 
+    @property
+    def limits(self) -> SchedulerLimits:
+        """What bounds its queue and its steps."""
+        return self._engine.scheduler.limits
+
+    def held(self) -> AbstractContextManager[object]:
+        """While entered, no other thread submits, cancels or stops, and what waits can only become less."""
+        return self._changed
+
+    def check(self, sequences: Collection[Sequence]) -> None:
+        """Raises what `submit` would raise for these sequences now, and changes nothing."""
+        scheduler = self._engine.scheduler
+        with self._changed:
+            if self._state not in {LoopState.NEW, LoopState.RUNNING}:
+                raise DrainingError(f"The engine loop must be running to take work, but is {self._state.value}.")
+            scheduler.check_sound(sequences)
+            scheduler.check_room(sequences, num_sequences=len(self._submitted), num_tokens=self._num_submitted_tokens)
+
     def submit(self, sequences: Collection[Sequence]) -> None:
         """Accepts sequences, all of them or none; returns at once.
 
@@ -151,12 +171,8 @@ class EngineLoop:
             InvalidSequenceError: when one can never be decoded; names every problem.
             QueueFullError: when the waiting queue cannot take them now.
         """
-        scheduler = self._engine.scheduler
         with self._changed:
-            if self._state not in {LoopState.NEW, LoopState.RUNNING}:
-                raise DrainingError(f"The engine loop must be running to take work, but is {self._state.value}.")
-            scheduler.check_sound(sequences)
-            scheduler.check_room(sequences, num_sequences=len(self._submitted), num_tokens=self._num_submitted_tokens)
+            self.check(sequences)
             now = self._clock()
             if self._is_asleep and not self._submitted:
                 self._heartbeat = now

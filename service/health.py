@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from grpc_health.v1 import health, health_pb2
 
-from service.engine_loop import EngineLoop
+from service.loop_group import LoopGroup
 from service.servicer import SERVICE_NAME
 
 LIVENESS = "liveness"
@@ -26,7 +26,7 @@ _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
-def is_sound(engine_loop: EngineLoop) -> bool:
+def is_sound(engine_loop: LoopGroup) -> bool:
     """Whether an engine is idle or makes progress without failing."""
     return (
         engine_loop.stalled_seconds() < MAX_STALLED_SECONDS and engine_loop.num_consecutive_failures < MAX_FAILED_STEPS
@@ -46,13 +46,13 @@ class Health:
         self._is_ready = is_ready
         await self._publish()
 
-    async def watch(self, loops: Sequence[EngineLoop]) -> None:
+    async def watch(self, loops: Sequence[LoopGroup]) -> None:
         """Keeps the answers true to the engines until cancelled."""
         while True:
             await self.look(loops)
             await asyncio.sleep(_LOOK_SECONDS)
 
-    async def look(self, loops: Sequence[EngineLoop]) -> None:
+    async def look(self, loops: Sequence[LoopGroup]) -> None:
         """Looks at the engines once."""
         self._is_sound = all(is_sound(engine_loop) for engine_loop in loops)
         await self._publish()

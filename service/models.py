@@ -11,10 +11,14 @@ from service.config import Config, EngineConfig, LimitsConfig
 from service.cpu import cpu_budget
 from service.engine import Engine, StepReport
 from service.engine_loop import EngineLoop
+from service.loop_group import LoopGroup
 from service.model_runner import ModelRunnerError, OnnxModelRunner
 from service.request import Sequence
 from service.same_bytes import ProbeResult, probe_same_bytes
 from service.translator import ServedModel
+
+MAX_DEFAULT_WORKERS = 4
+"""Each engine has its own copy of the weights in memory; on a machine of many cores each gets more threads instead."""
 
 
 class ModelsError(RuntimeError):
@@ -31,12 +35,22 @@ class OpenedModel:
 
     bundle: Bundle
     """Its verified files."""
-    runner: OnnxModelRunner
-    """Its graphs."""
+    runners: tuple[OnnxModelRunner, ...]
+    """Its graphs, once for each engine."""
     probe: ProbeResult
     """Whether a sentence's bytes depend on its company on this machine."""
     num_threads: int
-    """Threads of its graphs."""
+    """Threads of each engine's graphs."""
+
+
+def choose_workers(config: EngineConfig, num_cores: int) -> tuple[int, int]:
+    """How many engines a model gets, and the threads of each: what is configured, or the cores shared out.
+
+    Never more engines than rows.
+    """
+    num_workers = config.num_workers or min(num_cores, MAX_DEFAULT_WORKERS)
+    num_workers = min(num_workers, config.max_rows)
+    return num_workers, config.num_threads or max(1, num_cores // num_workers)
 
 
 def find_bundles(directory: str | Path) -> list[Path]:
@@ -62,21 +76,26 @@ def open_model(directory: str | Path, config: EngineConfig) -> OpenedModel:
         ModelsError: when the graphs cannot be run as configured.
     """
     bundle = load_bundle(directory)
-    num_threads = config.num_threads or cpu_budget().num_threads
+    num_workers, num_threads = choose_workers(config, cpu_budget().num_threads)
     most = bundle.architecture.max_positions
     try:
-        runner = OnnxModelRunner(
-            bundle,
-            max_rows=config.max_rows,
-            max_source_tokens=min(config.max_source_tokens or most, most),
-            max_target_tokens=min(config.max_target_tokens or most, most),
-            num_threads=num_threads,
-            provider=config.provider,
-            allow_spinning=config.allow_spinning,
+        runners = tuple(
+            OnnxModelRunner(
+                bundle,
+                max_rows=(config.max_rows + worker) // num_workers,  # the shares differ by one at most
+                max_source_tokens=min(config.max_source_tokens or most, most),
+                max_target_tokens=min(config.max_target_tokens or most, most),
+                num_threads=num_threads,
+                provider=config.provider,
+                allow_spinning=config.allow_spinning,
+            )
+            for worker in range(num_workers)
         )
     except ModelRunnerError as error:
         raise ModelsError([f"{bundle.directory}: {error}"]) from error
-    return OpenedModel(bundle=bundle, runner=runner, probe=probe_same_bytes(runner), num_threads=num_threads)
+    # The last has most rows; the others have the same graphs and threads.
+    probe = probe_same_bytes(runners[-1])
+    return OpenedModel(bundle=bundle, runners=runners, probe=probe, num_threads=num_threads)
 
 
 def load_models(
@@ -123,12 +142,16 @@ def _serve(
     observe: Callable[[StepReport], None],
 ) -> ServedModel:
     manifest = model.bundle.manifest
-    engine = Engine.greedy(
-        model.runner,
-        max_waiting_sequences=limits.max_waiting_segments,
-        max_waiting_tokens=limits.max_waiting_tokens,
-        max_encode_tokens_per_step=config.max_encode_tokens,
-    )
+    engines = [
+        Engine.greedy(
+            runner,
+            max_waiting_sequences=limits.max_waiting_segments,
+            max_waiting_tokens=limits.max_waiting_tokens,
+            max_encode_tokens_per_step=config.max_encode_tokens,
+        )
+        for runner in model.runners
+    ]
+    first = model.runners[0]
     return ServedModel(
         name=manifest.name,
         digest=model.bundle.digest,
@@ -136,13 +159,18 @@ def _serve(
         source_language=manifest.source_language,
         target_language=manifest.target_language,
         tokenizer=model.bundle.tokenizer,
-        loop=EngineLoop(engine, deliver=deliver, observe=observe, name=f"engine {manifest.name}"),
-        max_source_tokens=model.runner.max_source_tokens,
-        max_target_tokens=model.runner.max_target_tokens,
-        max_rows=model.runner.max_rows,
+        loop=LoopGroup(
+            [
+                EngineLoop(engine, deliver=deliver, observe=observe, name=f"engine {manifest.name} {worker}")
+                for worker, engine in enumerate(engines)
+            ]
+        ),
+        max_source_tokens=first.max_source_tokens,
+        max_target_tokens=first.max_target_tokens,
+        max_rows=sum(runner.max_rows for runner in model.runners),
         is_same_bytes=model.probe.is_same_bytes,
         provider=config.provider,
-        num_threads=model.num_threads,
+        num_threads=model.num_threads * len(model.runners),
     )
 
 

@@ -15,6 +15,17 @@ from dataclasses import dataclass
 from service.request import FinishReason, InvalidSequenceError, Sequence
 
 
+class QueueFullError(RuntimeError):
+    """The waiting queue cannot take these sequences now; all of them are refused."""
+
+    def __init__(self, message: str, *, num_waiting_sequences: int, num_waiting_tokens: int) -> None:
+        super().__init__(message)
+        self.num_waiting_sequences = num_waiting_sequences
+        """Sequences waiting when it was refused."""
+        self.num_waiting_tokens = num_waiting_tokens
+        """Source tokens waiting when it was refused."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SchedulerLimits:
     """What bounds the queue and a step."""
@@ -48,16 +59,25 @@ class SchedulerLimits:
             if value < 1
         ]
 
+    def check_room(
+        self, sequences: Collection[Sequence], *, num_waiting_sequences: int, num_waiting_tokens: int
+    ) -> None:
+        """Refuses sequences that, beside what waits already, are too many or too long to wait; all of them or none.
 
-class QueueFullError(RuntimeError):
-    """The waiting queue cannot take these sequences now; all of them are refused."""
-
-    def __init__(self, message: str, *, num_waiting_sequences: int, num_waiting_tokens: int) -> None:
-        super().__init__(message)
-        self.num_waiting_sequences = num_waiting_sequences
-        """Sequences waiting when it was refused."""
-        self.num_waiting_tokens = num_waiting_tokens
-        """Source tokens waiting when it was refused."""
+        Raises:
+            QueueFullError: when a limit would be passed.
+        """
+        tokens = sum(sequence.num_source_tokens for sequence in sequences)
+        for name, limit, now, more in (
+            ("sequences", self.max_waiting_sequences, num_waiting_sequences, len(sequences)),
+            ("source tokens", self.max_waiting_tokens, num_waiting_tokens, tokens),
+        ):
+            if now + more > limit:
+                raise QueueFullError(
+                    f"At most {limit} {name} may wait, but {now} do and {more} more were asked for.",
+                    num_waiting_sequences=num_waiting_sequences,
+                    num_waiting_tokens=num_waiting_tokens,
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,19 +217,11 @@ class Scheduler:
         Raises:
             QueueFullError: when a limit would be passed.
         """
-        waiting = len(self._waiting) + num_sequences
-        waiting_tokens = self._num_waiting_tokens + num_tokens
-        tokens = sum(sequence.num_source_tokens for sequence in sequences)
-        for name, limit, now, more in (
-            ("sequences", self.limits.max_waiting_sequences, waiting, len(sequences)),
-            ("source tokens", self.limits.max_waiting_tokens, waiting_tokens, tokens),
-        ):
-            if now + more > limit:
-                raise QueueFullError(
-                    f"At most {limit} {name} may wait, but {now} do and {more} more were asked for.",
-                    num_waiting_sequences=waiting,
-                    num_waiting_tokens=waiting_tokens,
-                )
+        self.limits.check_room(
+            sequences,
+            num_waiting_sequences=len(self._waiting) + num_sequences,
+            num_waiting_tokens=self._num_waiting_tokens + num_tokens,
+        )
 
     def add(self, sequences: Iterable[Sequence], now: float) -> None:
         """Appends sequences that `check_sound` and `check_room` let pass to the waiting queue.

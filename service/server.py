@@ -178,7 +178,8 @@ class Server:
 
     def _ready_line(self) -> str:
         models = "; ".join(
-            f"model {model.name} {model.digest[:12]} {model.precision}, {model.num_threads} thread(s), {model.provider}"
+            f"model {model.name} {model.digest[:12]} {model.precision}, "
+            f"{len(model.loop.loops)} engine(s) on {model.num_threads} thread(s), {model.provider}"
             for model in self._models
         )
         metrics = f"metrics on {self._metrics_address}" if self._metrics_address else "no metrics"

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 from service import request
 from service.config import LimitsConfig
-from service.engine_loop import EngineLoop
 from service.flags import is_repetitive, lost_placeholders
+from service.loop_group import LoopGroup
 from service.pb.translation.v1 import translation_pb2 as pb
 from service.refusals import DeadlineError, FieldViolation, InvalidRequestError, NotServedError, shortened
 from service.request import DecodingOptions, FinishReason
@@ -43,20 +43,20 @@ class ServedModel:
     """Language it writes."""
     tokenizer: Tokenizer
     """Text to token ids and back."""
-    loop: EngineLoop
-    """Decodes its sequences."""
+    loop: LoopGroup
+    """The engines that decode its sequences."""
     max_source_tokens: int
     """The longest segment it takes, end of sentence included."""
     max_target_tokens: int
     """The longest translation it makes, end of sentence included."""
     max_rows: int
-    """Sentences it decodes together."""
+    """Sentences it decodes at a time, over all engines."""
     is_same_bytes: bool
     """Whether the same-bytes probe passed on this machine."""
     provider: str
     """Where its graphs run."""
     num_threads: int
-    """Threads of its graphs."""
+    """Threads of its graphs, over all engines."""
 
     @property
     def language_pair(self) -> str:

@@ -26,6 +26,7 @@ from service.bundle import load_bundle
 from service.config import Config, load_config
 from service.engine import Engine, StepReport
 from service.engine_loop import EngineLoop
+from service.loop_group import LoopGroup
 from service.pb.translation.v1 import translation_pb2 as pb
 from service.pb.translation.v1 import translation_pb2_grpc
 from service.request import Sequence
@@ -151,7 +152,7 @@ class HeldServer:
     @property
     def loop(self) -> EngineLoop:
         """Its engine's loop."""
-        return self.models[0].loop
+        return self.models[0].loop.loops[0]
 
 
 @asynccontextmanager
@@ -197,7 +198,7 @@ async def held_server(models: Path, **flags: Any) -> AsyncIterator[HeldServer]:
                 source_language="en",
                 target_language="zh",
                 tokenizer=bundle.tokenizer,
-                loop=EngineLoop(engine, deliver=deliver, observe=observe),
+                loop=LoopGroup([EngineLoop(engine, deliver=deliver, observe=observe)]),
                 max_source_tokens=runner.max_source_tokens,
                 max_target_tokens=runner.max_target_tokens,
                 max_rows=runner.max_rows,

@@ -205,12 +205,12 @@ async def test_an_engine_that_keeps_failing_is_not_healthy(models: Path) -> None
         held.go.set()
         for _ in range(5):
             assert (await refusal_of(stub.TranslateText(request(TEXT)))).code == "INTERNAL"
-        await held.server.health.look([held.loop])
+        await held.server.health.look([held.models[0].loop])
         assert await health_of(held.address, "liveness") == "NOT_SERVING"
         assert await health_of(held.address, "readiness") == "NOT_SERVING"
         held.runner.fail_decode = lambda _: False
         await stub.TranslateText(request(TEXT))
-        await held.server.health.look([held.loop])
+        await held.server.health.look([held.models[0].loop])
         assert await health_of(held.address, "liveness") == "SERVING"
         assert await health_of(held.address, "readiness") == "SERVING"
 
@@ -219,7 +219,7 @@ async def test_load_does_not_touch_liveness(models: Path) -> None:
     async with held_server(models, max_rows=1) as held, stub_of(held.address) as stub:
         await held.until_ready()
         running = await begin(held, stub, request(TEXT * 50))
-        await held.server.health.look([held.loop])
+        await held.server.health.look([held.models[0].loop])
         assert await health_of(held.address, "liveness") == "SERVING"
         held.go.set()
         await running

@@ -5,7 +5,7 @@ from typing import Any, cast
 import pytest
 
 from service.config import LimitsConfig
-from service.engine_loop import EngineLoop
+from service.loop_group import LoopGroup
 from service.pb.translation.v1 import translation_pb2 as pb
 from service.refusals import DeadlineError, InvalidRequestError, NotServedError
 from service.request import FinishReason, Sequence
@@ -31,7 +31,7 @@ def model(name: str = "en-zh", source: str = "en", target: str = "zh", max_targe
         source_language=source,
         target_language=target,
         tokenizer=cast(Tokenizer, Letters()),
-        loop=cast(EngineLoop, None),
+        loop=cast(LoopGroup, None),
         max_source_tokens=30,
         max_target_tokens=max_target_tokens,
         max_rows=4,

@@ -1,0 +1,163 @@
+"""Engines side by side: who takes what, all or none, and one door for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from service.config import EngineConfig
+from service.engine import Engine
+from service.engine_loop import DrainingError, EngineLoop
+from service.loop_group import LoopGroup
+from service.models import MAX_DEFAULT_WORKERS, choose_workers
+from service.request import FinishReason, InvalidSequenceError, Sequence
+from service.scheduler import QueueFullError
+from service.tokenizer import EOS_ID
+from tests.synthetic.fake_runner import FakeRunner, expected
+from tests.unit.test_engine_loop import SECONDS, Gate, Mailbox
+
+
+class Street:
+    """Two loops of one row each in a group, each held at its own gate."""
+
+    def __init__(self) -> None:
+        self.mailbox = Mailbox()
+        self.gates = (Gate(), Gate())
+        self.runners = (FakeRunner(max_rows=1), FakeRunner(max_rows=1))
+        self.loops = []
+        for runner, gate in zip(self.runners, self.gates, strict=True):
+            runner.before_step = gate
+            engine = Engine.greedy(runner, max_waiting_sequences=4, max_waiting_tokens=40)
+            self.loops.append(EngineLoop(engine, deliver=self.mailbox.deliver))
+        self.group = LoopGroup(self.loops)
+
+    def make(self, *body: int) -> Sequence:
+        return Sequence(source_ids=(*body, EOS_ID), on_finished=self.mailbox.called)
+
+    def fill(self) -> list[Sequence]:
+        """One sequence in each loop's only row, held before its first step."""
+        first = [self.make(5, 6), self.make(7, 8)]
+        self.group.submit(first)
+        for gate in self.gates:
+            gate.wait()
+        return first
+
+    def open(self) -> None:
+        for gate in self.gates:
+            gate.open()
+
+
+@pytest.fixture
+def street() -> Iterator[Street]:
+    made = Street()
+    made.group.start()
+    yield made
+    made.open()
+    assert made.group.stop(SECONDS)
+
+
+def test_a_call_is_shared_by_the_loops_and_comes_back_whole(street: Street) -> None:
+    sequences = [*street.fill(), *[street.make(10 + i, 20 + i) for i in range(4)]]
+    street.group.submit(sequences[2:])
+    assert [loop.num_waiting for loop in street.loops] == [2, 2]
+    assert (street.group.num_running, street.group.num_waiting, street.group.num_waiting_tokens) == (2, 4, 12)
+    street.open()
+    street.mailbox.wait_for(*sequences)
+    for sequence in sequences:
+        assert (sequence.target_ids, sequence.token_log_probabilities) == expected(sequence.source_ids, 40)
+        assert street.mailbox.calls[sequence] == 1
+    assert [len(runner.encoded) for runner in street.runners] == [3, 3]
+
+
+def test_the_loop_with_least_to_do_takes_the_next(street: Street) -> None:
+    first = street.fill()
+    street.gates[1].open()
+    street.mailbox.wait_for(first[1])
+    later = [street.make(9), street.make(11)]
+    for sequence in later:  # one after the other: each finds the first loop busy and the second idle
+        street.group.submit([sequence])
+        street.mailbox.wait_for(sequence)
+    assert street.runners[1].encoded == [(7, 8, EOS_ID), (9, EOS_ID), (11, EOS_ID)]
+    assert first[0] not in street.mailbox.calls
+
+
+def test_the_queue_limit_is_the_groups_and_refuses_all_or_none(street: Street) -> None:
+    street.fill()
+    street.group.submit([street.make(1, 2), street.make(3)])
+    with pytest.raises(
+        QueueFullError, match="At most 4 sequences may wait, but 2 do and 3 more were asked for"
+    ) as caught:
+        street.group.submit([street.make(4), street.make(5), street.make(6)])
+    assert (caught.value.num_waiting_sequences, caught.value.num_waiting_tokens) == (2, 5)
+    with pytest.raises(QueueFullError, match="At most 40 source tokens may wait, but 5 do and 36 more"):
+        street.group.submit([street.make(*range(10, 27)), street.make(*range(10, 27))])
+    assert street.group.num_waiting == 2
+
+
+def test_one_unsound_sequence_refuses_the_call(street: Street) -> None:
+    street.fill()
+    with pytest.raises(InvalidSequenceError, match="999999"):
+        street.group.submit([street.make(4), street.make(999_999)])
+    assert street.group.num_waiting == 0
+
+
+def test_a_cancelled_sequence_leaves_whichever_loop_has_it(street: Street) -> None:
+    first = street.fill()
+    waiting = [street.make(10), street.make(11)]
+    street.group.submit(waiting)
+    street.group.cancel([first[1], waiting[0]])
+    street.open()
+    street.mailbox.wait_for(*first, *waiting)
+    reasons = [sequence.finish_reason for sequence in (*first, *waiting)]
+    assert reasons == [FinishReason.STOP, FinishReason.CANCELLED, FinishReason.CANCELLED, FinishReason.STOP]
+
+
+def test_a_draining_group_refuses_and_finishes_what_it_has(street: Street) -> None:
+    first = street.fill()
+    street.group.begin_drain()
+    with pytest.raises(DrainingError):
+        street.group.submit([street.make(4)])
+    street.open()
+    street.mailbox.wait_for(*first)
+    assert [sequence.finish_reason for sequence in first] == [FinishReason.STOP] * 2
+
+
+def test_nothing_to_submit_is_refused_by_a_draining_group_too(street: Street) -> None:
+    street.group.submit([])
+    street.group.begin_drain()
+    with pytest.raises(DrainingError):
+        street.group.submit([])
+
+
+def test_failures_of_one_loop_are_the_groups(street: Street) -> None:
+    street.runners[1].fail_decode = lambda _num_rows: True
+    first = street.fill()
+    street.open()
+    street.mailbox.wait_for(*first)
+    assert [sequence.finish_reason for sequence in first] == [FinishReason.STOP, FinishReason.FAILED]
+    assert street.group.num_consecutive_failures == 1
+    assert street.group.stalled_seconds() < SECONDS
+    assert street.group.oldest_wait_seconds() == 0.0
+
+
+def test_a_group_of_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one loop"):
+        LoopGroup([])
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_cores", "wanted"),
+    [
+        ({}, 1, (1, 1)),
+        ({}, 2, (2, 1)),
+        ({}, 7, (MAX_DEFAULT_WORKERS, 1)),
+        ({}, 32, (MAX_DEFAULT_WORKERS, 8)),
+        ({"num_threads": 3}, 2, (2, 3)),
+        ({"num_workers": 1}, 8, (1, 8)),
+        ({"num_workers": 3, "num_threads": 2}, 1, (3, 2)),
+        ({"max_rows": 2}, 4, (2, 2)),
+    ],
+)
+def test_cores_are_shared_out(settings: dict[str, int], num_cores: int, wanted: tuple[int, int]) -> None:
+    assert choose_workers(EngineConfig(**settings), num_cores) == wanted
