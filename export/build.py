@@ -17,7 +17,7 @@ import torch
 
 from export.bundle_writer import new_directory, seal
 from export.config import ExportConfig, ExportError
-from export.quantize import ACCURACY_LEVEL, BITS, QuantizeError, block_sizes, quantize
+from export.quantize import BITS, MICROSOFT, OPERATOR, QuantizeError, quantize
 from export.to_onnx import OPSET, architecture_of, decoder_to_onnx, encoder_to_onnx
 from export.validation import read_validation
 from export.verify import verify
@@ -137,7 +137,7 @@ def write_bundle(
             source_language=tokenizer.source_language,
             target_language=tokenizer.target_language,
             precision=precision,
-            recipe=_recipe(graphs, precision),
+            recipe=_recipe(precision),
             architecture=architecture,
             signature=GraphSignature.of(architecture),
             files={},
@@ -162,16 +162,14 @@ def _save_graph(graph: onnx.ModelProto, path: Path, is_external_data: bool) -> N
         onnx.save_model(graph, path)
 
 
-def _recipe(graphs: dict[str, onnx.ModelProto], precision: Precision) -> Recipe:
+def _recipe(precision: Precision) -> Recipe:
     if precision == "fp32":
-        return Recipe(operator="MatMul", bits=32, block_size=0, accuracy_level=0, embedding="float32", opset=OPSET)
-    sizes = sorted({size for graph in graphs.values() for size in block_sizes(graph)})
+        return Recipe(operator="MatMul", bits=32, activations="float32", embedding="float32", opset=OPSET)
     return Recipe(
-        operator="com.microsoft.MatMulNBits",
+        operator=f"{MICROSOFT}.{OPERATOR}",
         bits=BITS,
-        block_size=max(sizes),
-        accuracy_level=ACCURACY_LEVEL,
-        embedding=f"int8 in blocks of {' and '.join(map(str, sizes))}",
+        activations="int8, one scale a row",
+        embedding="int8, one scale a token",
         opset=OPSET,
     )
 

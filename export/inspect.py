@@ -36,7 +36,6 @@ def _table(rows: Sequence[Sequence[object]], indent: str = "  ") -> str:
 def _summary(bundle: Bundle) -> str:
     manifest, shape = bundle.manifest, bundle.architecture
     recipe = manifest.recipe
-    blocks = f", blocks of {recipe.block_size}" if recipe.block_size else ""
     return (
         f"{manifest.name}: {manifest.source_language} to {manifest.target_language}, {manifest.precision}\n"
         + _table(
@@ -50,7 +49,9 @@ def _summary(bundle: Bundle) -> str:
                 ),
                 ("vocabulary", f"{shape.source_vocabulary} source, {shape.target_vocabulary} target rows"),
                 ("positions", f"at most {shape.max_positions}"),
-                ("recipe", f"{recipe.operator}, {recipe.bits} bits{blocks}; embedding {recipe.embedding}"),
+                ("recipe", f"{recipe.operator}, {recipe.bits} bits"),
+                ("activations", recipe.activations),
+                ("embedding", recipe.embedding),
                 ("opset", recipe.opset),
             ]
         )

@@ -1,17 +1,18 @@
 """Turns the linear layers and embeddings of an fp32 graph to int8, in a recipe that keeps every row to itself.
 
-Weights are cut into blocks along the input axis; a block of w has one scale s = max|w| / 127 and is stored as bytes
-round(w / s) + 128. `com.microsoft.MatMulNBits` with `accuracy_level=4` multiplies them with activations that it
-quantises block by block of each row, so no row's scale depends on another row: the bits of a translation do not depend
-on its company, as they would with the one activation scale of `quantize_dynamic`.
+A weight matrix has one scale for each output, s = max|w| / 127, and is stored as round(w / s). A row of activations x
+has one scale too, found when it is multiplied: a = max|x|, and its bytes are round(63 x / a) + 64. Their product is
+summed in int32 and multiplied by s · a / 63. No row's scale depends on another row: the bits of a translation do not
+depend on its company, as they would with the one activation scale of `quantize_dynamic`.
 
-An embedding that shares its weights with the output projection shares its bytes too: `GatherBlockQuantized` reads the
-rows that `MatMulNBits` multiplies by. Biases, norms and positions stay fp32.
+An embedding has one scale for each token; the projection that is tied to it has the very same bytes, laid out for the
+product. Biases, norms and positions stay fp32.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +20,16 @@ import onnx
 from onnx import helper, numpy_helper
 
 BITS = 8
-BLOCK_SIZES = (64, 32)
-"""Block sizes in order of preference; larger ones lost the equality of bits between a row alone and in company."""
-ACCURACY_LEVEL = 4
-ZERO_POINT = 128
+LARGEST = 127
+"""Weights are stored as -127..127."""
+LARGEST_ACTIVATION = 63
+"""Activations take 7 bits, -63..63. With 8, the sum of two products passes 16 bits, and processors without VNNI, which
+add in pairs, would cut it off and give other numbers; BLEU did not tell the two apart (docs/decisions)."""
+ACTIVATION_ZERO = 64
+"""Activations are unsigned bytes, 1..127, with their zero here: the processors multiply unsigned by signed bytes."""
+LEAST_ACTIVATION = 1e-20
+"""Stands for the largest activation of a row of zeros, so that nothing is divided by 0."""
+OPERATOR = "MatMulIntegerToFloat"
 MICROSOFT = "com.microsoft"
 
 
@@ -32,41 +39,24 @@ class QuantizeError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizedWeight:
-    """A matrix [N,K] as MatMulNBits takes it."""
+    """A matrix [N,K] with one scale a row."""
 
-    data: npt.NDArray[np.uint8]
-    """[N, K / block, block], zero at 128."""
+    data: npt.NDArray[np.int8]
+    """[N,K]."""
     scales: npt.NDArray[np.float32]
-    """[N, K / block]."""
-
-    @property
-    def block_size(self) -> int:
-        """Weights that share one scale."""
-        return int(self.data.shape[2])
+    """[N]."""
 
     def dequantize(self) -> npt.NDArray[np.float32]:
         """The matrix [N,K] that the bytes stand for."""
-        values = (self.data.astype(np.float32) - ZERO_POINT) * self.scales[..., None]  # [N,K/block,block]
-        return values.reshape(len(self.data), -1)  # [N,K]
+        matrix: npt.NDArray[np.float32] = self.data.astype(np.float32) * self.scales[:, None]
+        return matrix
 
 
-def choose_block_size(input_width: int) -> int:
-    """The block size for matrices of `input_width` inputs. Raises QuantizeError if none divides it."""
-    for block_size in BLOCK_SIZES:
-        if input_width % block_size == 0:
-            return block_size
-    raise QuantizeError(
-        f"The width of a layer's input must be a multiple of {BLOCK_SIZES[-1]} for int8, but is {input_width}."
-    )
-
-
-def quantize_matrix(matrix: npt.NDArray[np.float32], block_size: int) -> QuantizedWeight:
-    """A matrix [N,K] in blocks along K, rounded to the nearest; the error is at most half a scale."""
-    rows, width = matrix.shape
-    blocks = matrix.reshape(rows, width // block_size, block_size)  # [N,K/block,block]
-    scales = (np.abs(blocks).max(axis=-1) / np.float32(127)).astype(np.float32)  # [N,K/block]
-    divisors = np.where(scales > 0, scales, np.float32(1))[..., None]
-    data = np.clip(np.rint(blocks / divisors) + ZERO_POINT, 0, 255).astype(np.uint8)
+def quantize_matrix(matrix: npt.NDArray[np.float32]) -> QuantizedWeight:
+    """A matrix [N,K] row by row, rounded to the nearest; the error is at most half the row's scale."""
+    scales = (np.abs(matrix).max(axis=1) / np.float32(LARGEST)).astype(np.float32)  # [N]
+    divisors = np.where(scales > 0, scales, np.float32(1))[:, None]
+    data = np.clip(np.rint(matrix / divisors), -LARGEST, LARGEST).astype(np.int8)
     return QuantizedWeight(data=data, scales=scales)
 
 
@@ -74,7 +64,7 @@ def quantize(model: onnx.ModelProto) -> onnx.ModelProto:
     """An int8 copy of an fp32 graph: every product with a constant matrix, and every embedding but the positions.
 
     A table is an embedding when its rows are gathered and then multiplied by a constant (√D), which is taken into the
-    scales. Raises QuantizeError if a matrix has a width that no block size divides.
+    scales. Raises QuantizeError if a product is not a plain one.
     """
     quantized = onnx.ModelProto()
     quantized.CopyFrom(model)
@@ -112,13 +102,13 @@ class _Pass:
 
     def _replace(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
         if node.op_type == "MatMul" and self._is_matrix(node.input[1]):
-            return [self._product(node, node.input[1], is_transposed=False, bias=self._take_bias(node))]
+            return self._product(node, node.input[1], is_transposed=False, bias=self._take_bias(node))
         if node.op_type == "Gemm" and self._is_matrix(node.input[1]):
             attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
             if attributes.get("transA", 0) or attributes.get("alpha", 1.0) != 1.0 or attributes.get("beta", 1.0) != 1.0:
                 raise QuantizeError(f"A Gemm must be a plain product, but `{node.name}` has {attributes}.")
             bias = (node.input[2], node.output[0]) if len(node.input) > 2 and node.input[2] else None
-            return [self._product(node, node.input[1], is_transposed=bool(attributes.get("transB", 0)), bias=bias)]
+            return self._product(node, node.input[1], is_transposed=bool(attributes.get("transB", 0)), bias=bias)
         if node.op_type == "Gather" and self._is_matrix(node.input[0]):
             factor = self._take_factor(node)
             if factor is not None:
@@ -128,13 +118,6 @@ class _Pass:
     def _is_matrix(self, name: str) -> bool:
         tensor = self.constants.get(name)
         return tensor is not None and len(tensor.dims) == 2 and tensor.data_type == onnx.TensorProto.FLOAT
-
-    def _rank(self, name: str) -> int:
-        """Number of axes of an input of the graph."""
-        for tensor in self.graph.input:
-            if tensor.name == name:
-                return len(tensor.type.tensor_type.shape.dim)
-        raise QuantizeError(f"The ids of an embedding must be an input of the graph, but `{name}` is none.")
 
     def _only_reader(self, node: onnx.NodeProto, op_type: str) -> onnx.NodeProto | None:
         readers = self.readers.get(node.output[0], [])
@@ -162,73 +145,74 @@ class _Pass:
         self.dropped.add(product.output[0])
         return float(numpy_helper.to_array(self.constants[others[0]])), product.output[0]
 
-    def _quantized(self, name: str, is_transposed: bool) -> tuple[QuantizedWeight, str, str]:
-        """The matrix `name` quantised, and the names of its bytes and scales; the same ones for the same matrix."""
+    def _quantized(self, name: str, *, is_transposed: bool) -> QuantizedWeight:
+        """The constant matrix `name`, [N,K] when `is_transposed` and [K,N] when not, as [N,K]."""
         matrix = numpy_helper.to_array(self.constants[name])
-        if not is_transposed:
-            matrix = matrix.T
-        weight = quantize_matrix(np.ascontiguousarray(matrix), choose_block_size(matrix.shape[1]))
-        layout = "" if is_transposed else ".T"
-        data_name, scales_name = f"{name}{layout}.int8", f"{name}{layout}.scales"
-        self._add(data_name, weight.data)
-        return weight, data_name, scales_name
+        return quantize_matrix(np.ascontiguousarray(matrix if is_transposed else matrix.T))
 
-    def _add(self, name: str, array: npt.NDArray[np.generic]) -> None:
+    def _add(self, name: str, array: npt.NDArray[np.generic]) -> str:
+        """A constant of the int8 graph; the same one for the same name."""
         if name not in self.added:
             self.added[name] = numpy_helper.from_array(array, name)
+        return name
 
     def _product(
         self, node: onnx.NodeProto, name: str, *, is_transposed: bool, bias: tuple[str, str] | None
-    ) -> onnx.NodeProto:
-        weight, data_name, scales_name = self._quantized(name, is_transposed)
-        self._add(scales_name, weight.scales)
-        inputs = [node.input[0], data_name, scales_name]
-        output = node.output[0]
-        if bias is not None:
-            inputs += ["", "", bias[0]]  # no zero points, no group index
-            output = bias[1]
-        return helper.make_node(
-            "MatMulNBits",
-            inputs,
-            [output],
-            name=node.name,
-            domain=MICROSOFT,
-            N=weight.data.shape[0],
-            K=weight.data.shape[1] * weight.block_size,
-            bits=BITS,
-            block_size=weight.block_size,
-            accuracy_level=ACCURACY_LEVEL,
+    ) -> list[onnx.NodeProto]:
+        """x W + b: the row's largest activation, its bytes, their product, and the scales and bias."""
+        weight = self._quantized(name, is_transposed=is_transposed)
+        layout = ".T" if is_transposed else ""
+        product = node.output[0]
+        nodes: list[onnx.NodeProto] = []
+
+        def compute(op_type: str, inputs: list[str], output: str, **attributes: Any) -> str:
+            nodes.append(helper.make_node(op_type, inputs, [output], name=output, **attributes))
+            return output
+
+        x = node.input[0]
+        size = compute("Abs", [x], f"{product}.size")
+        last_axis = self._add("int8.last_axis", np.array([-1], np.int64))
+        found = compute("ReduceMax", [size, last_axis], f"{product}.found", keepdims=1)  # [...,1]
+        least = self._add("int8.least", np.array(LEAST_ACTIVATION, np.float32))
+        largest = compute("Max", [found, least], f"{product}.largest")
+        # One multiplication, one addition and the cast's cutting off round to the nearest; there is no need for Round.
+        factor = compute(
+            "Div", [self._add("int8.range", np.array(LARGEST_ACTIVATION, np.float32)), largest], f"{product}.factor"
         )
+        scaled = compute("Mul", [x, factor], f"{product}.scaled")
+        half_up = self._add("int8.half_up", np.array(ACTIVATION_ZERO + 0.5, np.float32))
+        shifted = compute("Add", [scaled, half_up], f"{product}.shifted")
+        data = compute("Cast", [shifted], f"{product}.int8", to=onnx.TensorProto.UINT8)
+        unscaled = compute(
+            OPERATOR,
+            [
+                data,
+                self._add(f"{name}{layout}.int8", np.ascontiguousarray(weight.data.T)),  # [K,N]
+                self._add("int8.one", np.array(1, np.float32)),
+                self._add(f"{name}{layout}.scales", weight.scales / np.float32(LARGEST_ACTIVATION)),  # [N]
+                self._add("int8.zero", np.array(ACTIVATION_ZERO, np.uint8)),
+            ],
+            f"{product}.unscaled",
+            domain=MICROSOFT,
+        )
+        if bias is None:
+            compute("Mul", [unscaled, largest], product)
+        else:
+            compute("Add", [compute("Mul", [unscaled, largest], f"{product}.product"), bias[0]], bias[1])
+        return nodes
 
     def _gather(self, node: onnx.NodeProto, factor: float, output: str) -> list[onnx.NodeProto]:
-        weight, data_name, scales_name = self._quantized(node.input[0], is_transposed=True)
-        scaled_name = f"{scales_name}.scaled"
-        self._add(scaled_name, (weight.scales * np.float32(factor))[..., None])  # [V,D/block,1]
-        shape_name = f"{node.output[0]}.shape"
-        self._add(shape_name, np.array([0] * self._rank(node.input[1]) + [-1], dtype=np.int64))
-        blocks = f"{node.output[0]}.blocks"
+        """Rows of a table: their bytes, times their scales, √D included."""
+        name, ids = node.input
+        weight = self._quantized(name, is_transposed=True)
+        data = self._add(f"{name}.int8", weight.data)  # [V,D]
+        scales = self._add(f"{name}.token_scales", (weight.scales * np.float32(factor))[:, None])  # [V,1]
+        found = node.output[0]
         return [
+            helper.make_node("Gather", [data, ids], [f"{found}.int8"], name=f"{node.name}.Gather"),
             helper.make_node(
-                "GatherBlockQuantized",
-                [data_name, node.input[1], scaled_name],
-                [blocks],  # [B,T,D/block,block]
-                name=node.name,
-                domain=MICROSOFT,
-                bits=BITS,
-                block_size=weight.block_size,
-                gather_axis=0,
-                quantize_axis=2,
+                "Cast", [f"{found}.int8"], [f"{found}.data"], name=f"{node.name}.Cast", to=onnx.TensorProto.FLOAT
             ),
-            helper.make_node("Reshape", [blocks, shape_name], [output], name=f"{node.name}.rows"),  # [B,T,D]
+            helper.make_node("Gather", [scales, ids], [f"{found}.scales"], name=f"{node.name}.Scales"),
+            helper.make_node("Mul", [f"{found}.data", f"{found}.scales"], [output], name=f"{node.name}.Mul"),
         ]
-
-
-def block_sizes(model: onnx.ModelProto) -> set[int]:
-    """Block sizes that an int8 graph's products use."""
-    return {
-        int(helper.get_attribute_value(entry))
-        for node in model.graph.node
-        if node.op_type == "MatMulNBits"
-        for entry in node.attribute
-        if entry.name == "block_size"
-    }

@@ -39,13 +39,11 @@ class Recipe:
     """How the weights are stored and multiplied."""
 
     operator: str
-    """Operator of the linear layers: `MatMul` or `com.microsoft.MatMulNBits`."""
+    """Operator of the linear layers: `MatMul` or `com.microsoft.MatMulIntegerToFloat`."""
     bits: int
     """Bits of a weight: 32 or 8."""
-    block_size: int
-    """Weights that share one scale, where 64 divides the width (32 elsewhere); 0 for fp32."""
-    accuracy_level: int
-    """`accuracy_level` of MatMulNBits: 4 multiplies in int8; 0 for fp32."""
+    activations: str
+    """How activations enter the products."""
     embedding: str
     """How the embedding tables are stored."""
     opset: int

@@ -187,7 +187,7 @@ def test_verify_and_inspect(bundle: Path, toy: Path, capsys: pytest.CaptureFixtu
     assert f"of {NUM_DEV} sentences equal PyTorch's" in capsys.readouterr().out
     assert main(["inspect", str(bundle)]) == 0
     said = capsys.readouterr().out
-    for expected in ("MatMulNBits", "past_key_self_0", load_bundle(bundle).digest, LICENCE, "chrF"):
+    for expected in ("MatMulIntegerToFloat", "past_key_self_0", load_bundle(bundle).digest, LICENCE, "chrF"):
         assert expected in said
 
 

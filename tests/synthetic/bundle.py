@@ -133,9 +133,7 @@ def _manifest(architecture: Architecture, options: SyntheticOptions) -> Manifest
         source_language=options.source_language,
         target_language=options.target_language,
         precision="fp32",
-        recipe=Recipe(
-            operator="MatMul", bits=32, block_size=0, accuracy_level=0, embedding="float32", opset=ONNX_OPSET
-        ),
+        recipe=Recipe(operator="MatMul", bits=32, activations="float32", embedding="float32", opset=ONNX_OPSET),
         architecture=architecture,
         signature=GraphSignature.of(architecture),
         files={},

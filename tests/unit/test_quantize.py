@@ -1,4 +1,4 @@
-"""Int8: the numbers of a block, and the operators that replace products and embeddings, beside a plain reference."""
+"""Int8: the numbers of a weight and of a row of activations, and the graph they make, beside integers in NumPy."""
 
 from __future__ import annotations
 
@@ -14,38 +14,191 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx import TensorProto, helper, numpy_helper
 
-from export.quantize import QuantizeError, block_sizes, choose_block_size, quantize, quantize_matrix
+from export.quantize import (
+    ACTIVATION_ZERO,
+    LARGEST,
+    LARGEST_ACTIVATION,
+    LEAST_ACTIVATION,
+    OPERATOR,
+    QuantizeError,
+    quantize,
+    quantize_matrix,
+)
 
 Floats = npt.NDArray[np.float32]
 WIDTH, ROWS, HIDDEN = 64, 24, 96
 
 
-@given(
-    hnp.arrays(np.float32, (3, 64), elements=st.floats(-8, 8, width=32)),
-    st.sampled_from([32, 64]),
-)
-def test_a_weight_is_off_by_half_a_scale_at_most(matrix: Floats, block_size: int) -> None:
-    weight = quantize_matrix(matrix, block_size)
-    assert weight.data.shape == (3, 64 // block_size, block_size)
-    error = np.abs(weight.dequantize() - matrix).reshape(weight.data.shape).max(axis=-1)
-    assert (error <= weight.scales * 0.5001 + 1e-7).all()
+# The reference: the recipe in NumPy, with the bytes that a graph must have and sums in integers.
 
 
-def test_the_largest_weight_of_a_block_is_exact_and_zero_stays_zero() -> None:
-    matrix = np.zeros((2, 64), np.float32)
+def activation_bytes(x: Floats) -> tuple[npt.NDArray[np.uint8], Floats]:
+    """The bytes of rows x [...,K], and the largest activation of each row [...,1]."""
+    largest = np.maximum(np.abs(x).max(axis=-1, keepdims=True), np.float32(1e-20))
+    return np.floor(x * (np.float32(63) / largest) + np.float32(64.5)).astype(np.uint8), largest
+
+
+def weight_bytes(matrix: Floats) -> tuple[npt.NDArray[np.int8], Floats]:
+    """The bytes of a matrix [K,N], and the scale of each output [N]."""
+    scales = np.abs(matrix).max(axis=0) / np.float32(127)  # [N]
+    return np.rint(matrix / np.where(scales > 0, scales, 1)).astype(np.int8), scales
+
+
+def integer_product(x: Floats, matrix: Floats, bias: Floats | None = None) -> Floats:
+    """x [...,K] times a matrix [K,N], in the recipe's integers."""
+    data, largest = activation_bytes(x)
+    weights, scales = weight_bytes(matrix)
+    sums = (data.astype(np.int64) - 64) @ weights.astype(np.int64)
+    product = sums * scales.astype(np.float64) * largest.astype(np.float64) / 63
+    wanted: Floats = (product if bias is None else product + bias).astype(np.float32)
+    return wanted
+
+
+def assert_close(found: Floats, wanted: Floats) -> None:
+    """Within 1e-5 of the largest value of a row."""
+    assert found.shape == wanted.shape
+    assert (np.abs(found - wanted) <= 1e-5 * np.abs(wanted).max(axis=-1, keepdims=True) + 1e-30).all()
+
+
+def constants(model: onnx.ModelProto) -> dict[str, npt.NDArray[np.generic]]:
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+def open_session(model: onnx.ModelProto, num_threads: int = 1) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+# One weight.
+
+
+@given(hnp.arrays(np.float32, (3, 64), elements=st.floats(-8, 8, width=32)))
+def test_a_weight_is_off_by_half_a_scale_at_most(matrix: Floats) -> None:
+    weight = quantize_matrix(matrix)
+    assert weight.data.shape == (3, 64)
+    assert weight.scales.shape == (3,)
+    error = np.abs(weight.dequantize() - matrix).max(axis=1)
+    assert (error <= weight.scales * 0.5001 + 1e-30).all()
+    assert np.abs(weight.data.astype(int)).max() <= LARGEST
+
+
+def test_the_largest_weight_of_a_row_is_exact_and_zero_stays_zero() -> None:
+    matrix = np.zeros((3, 64), np.float32)
     matrix[0, 3], matrix[0, 40] = -127.0, 2.54
-    weight = quantize_matrix(matrix, 32)
-    assert weight.data[0, 0, 3] == 1  # 128 - 127
+    matrix[1, 5] = 0.5
+    weight = quantize_matrix(matrix)
+    assert (weight.data[0, 3], weight.data[0, 40], weight.data[1, 5]) == (-127, 3, 127)
     assert weight.dequantize()[0, 3] == -127.0
-    assert weight.dequantize()[0, 40] == pytest.approx(2.54)
-    np.testing.assert_array_equal(weight.dequantize()[1], 0.0)
-    assert np.count_nonzero(weight.dequantize()) == 2
+    assert weight.dequantize()[1, 5] == pytest.approx(0.5, rel=1e-6)
+    assert np.count_nonzero(weight.data) == 3
+    np.testing.assert_array_equal(weight.dequantize()[2], 0.0)  # no NaN where all is zero
 
 
-def test_blocks_are_64_or_32_and_nothing_else() -> None:
-    assert [choose_block_size(width) for width in (64, 192, 512, 32, 96, 160)] == [64, 64, 64, 32, 32, 32]
-    with pytest.raises(QuantizeError, match="multiple of 32 for int8, but is 48"):
-        choose_block_size(48)
+# One product.
+
+
+def product_model(matrix: Floats, bias: Floats | None = None, *, axes: int = 3) -> onnx.ModelProto:
+    """fp32: y = x W (+ b), of an x with `axes` axes."""
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y" if bias is None else "xw"])]
+    initializers = [numpy_helper.from_array(matrix, "w")]
+    if bias is not None:
+        nodes.append(helper.make_node("Add", ["xw", "b"], ["y"]))
+        initializers.append(numpy_helper.from_array(bias, "b"))
+    leading = ["B", "S"][: axes - 1]
+    graph = helper.make_graph(
+        nodes,
+        "product",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [*leading, matrix.shape[0]])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [*leading, matrix.shape[1]])],
+        initializers,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+def with_bytes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A graph that also puts out the bytes of its activations."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for node in copy.graph.node:
+        if node.op_type == OPERATOR:
+            copy.graph.output.append(helper.make_tensor_value_info(node.input[0], TensorProto.UINT8, None))
+    return copy
+
+
+def random_floats(*shape: int, seed: int = 0) -> Floats:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize(("width", "outputs"), [(64, 96), (192, 24), (48, 17), (7, 5), (1, 1)])
+def test_a_product_is_the_one_of_the_integers(width: int, outputs: int) -> None:
+    matrix, bias, x = random_floats(width, outputs), random_floats(outputs, seed=1), random_floats(9, width, seed=2)
+    quantized = quantize(product_model(matrix, bias, axes=2))
+    onnx.checker.check_model(quantized)
+    np.testing.assert_array_equal(constants(quantized)["w.int8"], weight_bytes(matrix)[0])
+    found, data = open_session(with_bytes(quantized)).run(None, {"x": x})
+    np.testing.assert_array_equal(data, activation_bytes(x)[0])
+    assert_close(found, integer_product(x, matrix, bias))
+    assert_close(open_session(quantized).run(None, {"x": x})[0], integer_product(x, matrix, bias))
+
+
+@pytest.fixture(scope="module")
+def session_of_8() -> onnxruntime.InferenceSession:
+    return open_session(with_bytes(quantize(product_model(random_floats(8, 3), axes=2))))
+
+
+@given(x=hnp.arrays(np.float32, (4, 8), elements=st.floats(-(2.0**100), 2.0**100, width=32)))
+def test_an_activation_is_off_by_half_a_step_at_most(session_of_8: onnxruntime.InferenceSession, x: Floats) -> None:
+    _, data = session_of_8.run(None, {"x": x})
+    found = data.astype(np.int64) - ACTIVATION_ZERO  # [4,8]
+    largest = np.maximum(np.abs(x).max(axis=1, keepdims=True).astype(np.float64), LEAST_ACTIVATION)
+    assert np.abs(found).max() <= LARGEST_ACTIVATION
+    assert (np.abs(found * largest / LARGEST_ACTIVATION - x) <= largest / LARGEST_ACTIVATION * 0.5001).all()
+    assert (found[x == 0] == 0).all()
+    reaches = (np.abs(x) == largest) & (largest > LEAST_ACTIVATION)
+    assert (np.abs(found[reaches]) == LARGEST_ACTIVATION).all()
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_rows_of_zeros_give_the_bias_and_no_nan(has_bias: bool) -> None:
+    matrix, x = random_floats(WIDTH, HIDDEN), random_floats(2, 5, WIDTH, seed=1)
+    matrix[:, 7] = 0  # of the weights: an output
+    x[1, 3] = 0
+    bias = random_floats(HIDDEN, seed=2) if has_bias else None
+    found, data = open_session(with_bytes(quantize(product_model(matrix, bias)))).run(None, {"x": x})
+    assert np.isfinite(found).all()
+    assert (data[1, 3] == ACTIVATION_ZERO).all()
+    wanted = bias if bias is not None else np.zeros(HIDDEN, np.float32)
+    np.testing.assert_array_equal(found[1, 3], wanted)
+    np.testing.assert_array_equal(found[..., 7], np.broadcast_to(wanted[7], (2, 5)))
+    assert (found[1, 2] != wanted).sum() == HIDDEN - 1  # and only there
+
+
+def test_three_axes_are_the_rows_one_by_one() -> None:
+    matrix, bias, x = random_floats(WIDTH, HIDDEN), random_floats(HIDDEN, seed=1), random_floats(3, 5, WIDTH, seed=2)
+    x *= np.logspace(-7, 7, 15, dtype=np.float32).reshape(3, 5, 1)  # no two rows have scales alike
+    (found,) = open_session(quantize(product_model(matrix, bias))).run(None, {"x": x})  # [B,S,N]
+    assert_close(found, integer_product(x, matrix, bias))
+    (flat,) = open_session(quantize(product_model(matrix, bias, axes=2))).run(None, {"x": x.reshape(15, WIDTH)})
+    np.testing.assert_array_equal(found.reshape(15, HIDDEN), flat)
+
+
+def test_no_pair_of_products_passes_16_bits() -> None:
+    """Processors without VNNI add two products of an unsigned and a signed byte in 16 bits, and cut the sum off."""
+    highest = ACTIVATION_ZERO + LARGEST_ACTIVATION
+    assert ACTIVATION_ZERO - LARGEST_ACTIVATION >= 0
+    assert 2 * highest * LARGEST <= np.iinfo(np.int16).max
+    assert -2 * highest * LARGEST >= np.iinfo(np.int16).min
+    matrix = np.ones((256, 2), np.float32)
+    matrix[:, 1] = -1
+    for sign in (1, -1):  # the highest and the lowest bytes that there are, in every place
+        x = np.full((1, 256), sign * 0.3, np.float32)
+        found, data = open_session(with_bytes(quantize(product_model(matrix, axes=2)))).run(None, {"x": x})
+        assert set(data.ravel()) == {ACTIVATION_ZERO + sign * LARGEST_ACTIVATION}
+        np.testing.assert_allclose(found, [[sign * 76.8, -sign * 76.8]], rtol=1e-5)
+
+
+# A graph of them.
 
 
 def tied_graph(seed: int = 0) -> tuple[onnx.ModelProto, dict[str, Floats]]:
@@ -72,7 +225,7 @@ def tied_graph(seed: int = 0) -> tuple[onnx.ModelProto, dict[str, Floats]]:
         helper.make_node("Gemm", ["states", "embedding", "logit_bias"], ["logits"], transB=1),
     ]
     initializers = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
-    initializers.append(numpy_helper.from_array(np.float32(8.0), "factor"))
+    initializers.append(numpy_helper.from_array(np.array(8.0, np.float32), "factor"))
     graph = helper.make_graph(
         nodes,
         "tied",
@@ -81,97 +234,104 @@ def tied_graph(seed: int = 0) -> tuple[onnx.ModelProto, dict[str, Floats]]:
             helper.make_tensor_value_info("ids_position", TensorProto.INT64, ["B"]),
         ],
         [
-            helper.make_tensor_value_info("embedded", TensorProto.FLOAT, ["B", WIDTH]),
-            helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["B", ROWS]),
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", width])
+            for name, width in (("embedded", WIDTH), ("active", HIDDEN), ("states", WIDTH), ("logits", ROWS))
         ],
         initializers,
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), arrays
 
 
-def run(model: onnx.ModelProto, ids: list[int]) -> list[Floats]:
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    positions = [index % 5 for index in range(len(ids))]
-    outputs: list[Floats] = session.run(None, {"ids": np.array(ids), "ids_position": np.array(positions)})
+def run(model: onnx.ModelProto, ids: list[int], num_threads: int = 1) -> list[Floats]:
+    positions = [index % 5 for index in ids]
+    feeds = {"ids": np.array(ids), "ids_position": np.array(positions)}
+    outputs: list[Floats] = open_session(model, num_threads).run(None, feeds)
     return outputs
 
 
-def test_products_and_embeddings_are_those_of_the_dequantized_weights() -> None:
+def test_products_and_embeddings_are_those_of_the_integers() -> None:
     model, arrays = tied_graph()
     quantized = quantize(model)
     onnx.checker.check_model(quantized)
     ids = list(range(ROWS))
-    embedded, logits = run(quantized, ids)
-
-    def dequantized(matrix: Floats) -> Floats:
-        return quantize_matrix(matrix, choose_block_size(matrix.shape[1])).dequantize()
-
-    table = dequantized(arrays["embedding"])
-    wanted = table[ids] * 8 + arrays["positions"][np.arange(ROWS) % 5]
-    np.testing.assert_allclose(embedded, wanted, rtol=1e-6, atol=1e-6)
-    hidden = np.maximum(wanted @ dequantized(arrays["inner"].T).T + arrays["inner_bias"], 0)
-    wanted_logits = hidden @ dequantized(arrays["outer"].T).T @ table.T + arrays["logit_bias"]
-    # what is left is the activations' own rounding to int8: 1/254 of the largest value of a block, three times over
-    assert np.abs(logits - wanted_logits).max() < 0.02 * np.abs(wanted_logits).max()
-    assert np.abs(logits - wanted_logits).max() > 0  # and it is int8 that multiplies
-
-
-def test_the_embedding_shares_its_bytes_with_the_projection() -> None:
-    quantized = quantize(tied_graph()[0])
-    readers = {
-        (node.op_type, list(node.input).index("embedding.int8"))
-        for node in quantized.graph.node
-        if "embedding.int8" in node.input
-    }
-    assert readers == {("GatherBlockQuantized", 0), ("MatMulNBits", 1)}
-    sizes = {tensor.name: list(tensor.dims) for tensor in quantized.graph.initializer}
-    assert sizes["embedding.int8"] == [ROWS, 1, WIDTH]
-    matrices = [name for name, dims in sizes.items() if len(dims) == 2 and not name.endswith(".scales")]
-    assert matrices == ["positions"]  # nothing else stays in fp32, and nothing is left over
+    embedded, active, states, logits, *data = run(with_bytes(quantized), ids)
+    # each step is compared on what the graph itself put in, so that no rounding of one flips a byte of the next
+    table, scales = weight_bytes(arrays["embedding"].T)  # [D,V], [V]
+    wanted = table.T[ids] * (scales[ids] * np.float32(8))[:, None] + arrays["positions"][np.arange(ROWS) % 5]
+    assert_close(embedded, wanted)
+    assert_close(active, np.maximum(integer_product(embedded, arrays["inner"], arrays["inner_bias"]), 0))
+    assert_close(states, integer_product(active, arrays["outer"]))
+    assert_close(logits, integer_product(states, arrays["embedding"].T, arrays["logit_bias"]))
+    for found, x in zip(data, (embedded, active, states), strict=True):
+        np.testing.assert_array_equal(found, activation_bytes(x)[0])
+    fp32 = run(model, ids)[-1]
+    assert 1e-3 < np.abs(logits - fp32).max() / np.abs(fp32).max() < 0.05  # it is int8, and near enough
 
 
-def test_biases_are_taken_into_the_products() -> None:
+def test_the_tied_embedding_has_the_bytes_of_its_projection() -> None:
+    model, arrays = tied_graph()
+    stored = constants(quantize(model))
+    np.testing.assert_array_equal(stored["embedding.int8"], weight_bytes(arrays["embedding"].T)[0].T)
+    np.testing.assert_array_equal(stored["embedding.T.int8"], stored["embedding.int8"].T)
+    scales = quantize_matrix(arrays["embedding"]).scales
+    np.testing.assert_array_equal(stored["embedding.token_scales"][:, 0], scales * np.float32(8))
+    np.testing.assert_array_equal(stored["embedding.T.scales"], scales / np.float32(LARGEST_ACTIVATION))
+
+
+def test_no_other_matrix_stays_in_fp32_and_nothing_is_left_over() -> None:
     model, _ = tied_graph()
+    before = model.SerializeToString()
     quantized = quantize(model)
-    operators = Counter(node.op_type for node in quantized.graph.node)
-    assert operators["MatMulNBits"] == 3
-    assert operators["Add"] == 1  # of the positions
-    assert operators["Mul"] == operators["MatMul"] == operators["Gemm"] == 0
-    biases = [node.input[5] for node in quantized.graph.node if node.op_type == "MatMulNBits" and len(node.input) > 5]
-    assert biases == ["inner_bias", "logit_bias"]
-    assert block_sizes(quantized) == {64, 32}
-    assert [node.op_type for node in model.graph.node].count("MatMul") == 2  # the original is untouched
+    stored = constants(quantized)
+    matrices = {name for name, array in stored.items() if array.dtype == np.float32 and min((*array.shape, 0)[:2]) > 1}
+    assert matrices == {"positions"}
+    assert set(stored) == {name for node in quantized.graph.node for name in node.input} & set(stored)
+    assert not {"embedding", "inner", "outer", "factor"} & set(stored)
+    assert model.SerializeToString() == before  # the original is untouched
 
 
-def test_a_sum_that_others_read_is_not_taken_for_a_bias() -> None:
-    model, _ = tied_graph()
-    model.graph.output.append(helper.make_tensor_value_info("product", TensorProto.FLOAT, ["B", HIDDEN]))
+def test_biases_are_added_once_and_last() -> None:
+    operators = Counter(node.op_type for node in quantize(tied_graph()[0]).graph.node)
+    assert operators[OPERATOR] == 3
+    assert operators["Cast"] == 3 + 1  # and the embedding's
+    assert operators["Add"] == 3 + 2 + 1  # of the bytes' zero, the two biases, and the positions
+    assert operators["Mul"] == 2 * 3 + 1
+    assert operators["MatMul"] == operators["Gemm"] == 0
+
+
+def test_a_gemm_may_be_laid_out_either_way_and_have_no_bias() -> None:
+    matrix, x = random_floats(WIDTH, HIDDEN), random_floats(4, WIDTH, seed=1)
+    for is_transposed in (False, True):
+        model = product_model(matrix.T.copy() if is_transposed else matrix, axes=2)
+        model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = HIDDEN
+        model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = WIDTH
+        model.graph.node[0].CopyFrom(helper.make_node("Gemm", ["x", "w"], ["y"], transB=int(is_transposed)))
+        assert_close(open_session(quantize(model)).run(None, {"x": x})[0], integer_product(x, matrix))
+
+
+def test_a_product_that_others_read_keeps_its_name() -> None:
+    model, arrays = tied_graph()
+    model.graph.output.append(helper.make_tensor_value_info("negative", TensorProto.FLOAT, ["B", HIDDEN]))
     model.graph.node.append(helper.make_node("Neg", ["product"], ["negative"]))
     quantized = quantize(model)
-    assert "product" in {name for node in quantized.graph.node for name in node.output}
-    assert Counter(node.op_type for node in quantized.graph.node)["Add"] == 2
+    onnx.checker.check_model(quantized)
+    embedded, active, *_, negative = run(quantized, [3, 1])
+    assert_close(-negative, integer_product(embedded, arrays["inner"]))  # without the bias
+    assert_close(active, np.maximum(integer_product(embedded, arrays["inner"], arrays["inner_bias"]), 0))
 
 
-def test_a_row_has_the_same_bits_alone_as_in_company() -> None:
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_a_row_has_the_same_bits_alone_as_in_company(num_threads: int) -> None:
     quantized = quantize(tied_graph()[0])
-    ids = list(range(ROWS))
-    together = run(quantized, ids)[1]
-    for first in (0, 5, 10, 15):
-        np.testing.assert_array_equal(run(quantized, ids[first : first + 5])[1], together[first : first + 5])
-    np.testing.assert_array_equal(run(quantized, ids[:1])[1], together[:1])
+    together = run(quantized, list(range(ROWS)), num_threads)
+    for ids in ([0], [23], [7, 3], list(range(5)), list(range(10, 23)), list(range(ROWS))[::-1]):
+        for found, wanted in zip(run(quantized, ids, num_threads), together, strict=True):
+            np.testing.assert_array_equal(found, wanted[ids])
 
 
-def test_a_width_that_no_block_divides_is_refused() -> None:
+@pytest.mark.parametrize(("attribute", "value"), [("alpha", 0.5), ("beta", 2.0), ("transA", 1)])
+def test_a_product_with_factors_is_refused(attribute: str, value: float) -> None:
     model, _ = tied_graph()
-    for tensor in model.graph.initializer:
-        if tensor.name == "inner":
-            tensor.CopyFrom(numpy_helper.from_array(np.ones((48, HIDDEN), np.float32), "inner"))
-    with pytest.raises(QuantizeError, match="but is 48"):
-        quantize(model)
-
-
-def test_a_product_with_factors_is_refused() -> None:
-    model, _ = tied_graph()
-    model.graph.node[-1].attribute.append(helper.make_attribute("alpha", 0.5))
+    model.graph.node[-1].attribute.append(helper.make_attribute(attribute, value))
     with pytest.raises(QuantizeError, match="plain product"):
         quantize(model)
