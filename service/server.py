@@ -34,9 +34,6 @@ logger = logging.getLogger(__name__)
 
 EXIT_OK = 0
 EXIT_FAILED = 1
-_SWITCH_SECONDS = 0.0005
-"""How long a Python thread keeps the others waiting. The default, 5 ms, is several decoding steps, while the engine's
-thread may stand idle behind the event loop. On a busy 2-core machine 64 callers got 5 % more (two pairs of runs)."""
 _STOP_SECONDS = 0.2
 """How long the end waits for an engine's thread; one that hangs in a step ends with the process."""
 _HEALTH_NAME = "grpc.health.v1.Health"
@@ -54,7 +51,6 @@ def serve(config: Config, *, output: TextIO | None = None) -> int:
         signal's number when a second signal stopped it.
     """
     logs.set_up(log_format=config.logs.log_format, log_level=config.logs.log_level)
-    sys.setswitchinterval(_SWITCH_SECONDS)
     try:
         return asyncio.run(_run(config, output or sys.stdout))
     except (StartError, BundleError, ModelsError) as error:
