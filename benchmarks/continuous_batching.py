@@ -100,7 +100,7 @@ def main() -> int:
     sentences = random.Random(1).sample(pool, arguments.sentences)
     one: list[float] = []
     many: list[float] = []
-    with running_server(arguments.models, "--shutdown-delay-seconds", "0") as server:
+    with running_server(arguments.models) as server:
         for _ in range(arguments.rounds):
             one.append(len(sentences) / asyncio.run(closed_loop(server.address, sentences, 1)))
             seconds = asyncio.run(closed_loop(server.address, sentences * MANY_TIMES, arguments.callers))

@@ -58,7 +58,7 @@ def running_server(models: Path, *flags: str) -> Iterator[ServerProcess]:
     """
     address, metrics_address = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
     command = [sys.executable, "-m", "service", "serve", "--models", str(models)]
-    command += ["--address", address, "--metrics-address", metrics_address, *flags]
+    command += ["--address", address, "--metrics-address", metrics_address, "--shutdown-delay-seconds", "0", *flags]
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ)
     try:
