@@ -7,7 +7,7 @@ METRICS_ADDRESS ?= 127.0.0.1:9464
 TEXT ?= The function returns a null pointer.
 CONFIG ?= training/configs/en-zh.toml
 CHECKPOINT ?= runs/en-zh/averaged
-OUTPUT ?= build/en-zh
+OUTPUT ?= build/models/en-zh
 PRECISION ?= int8
 DATA ?= ../shared/data
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
@@ -30,8 +30,10 @@ $(VENV)/.dev: pyproject.toml
 serve: $(VENV)/.serve  ## Serve the models of models/ on ADDRESS, metrics on METRICS_ADDRESS
 	@exec $(BIN)/python -m service serve --models models --address $(ADDRESS) --metrics-address $(METRICS_ADDRESS) $(ARGS)
 
+# The text reaches the command as it is: neither make nor the shell reads its $, quotes or backticks.
+translate: export RAW_TEXT = $(value TEXT)
 translate: $(VENV)/.serve  ## Translate TEXT through the running server (ARGS=-v for the details)
-	@$(BIN)/python -m service translate --address $(ADDRESS) $(ARGS) "$(TEXT)"
+	@$(BIN)/python -m service translate --address $(ADDRESS) $(ARGS) -- "$$RAW_TEXT"
 
 test: $(VENV)/.dev  ## Every test (ARGS=... goes to pytest)
 	$(BIN)/python -m pytest $(ARGS)
@@ -44,11 +46,12 @@ check: $(VENV)/.dev  ## Lint, types, import contracts, proto
 proto: $(VENV)/.dev  ## Generate service/pb from proto/
 	$(BIN)/python proto/generate.py
 
-train: $(VENV)/.dev  ## Prepare the data (DATA) and train CONFIG; resumes where it stopped
-	$(BIN)/python -m training prepare $(CONFIG) --data $(DATA) && $(BIN)/python -m training train $(CONFIG)
+train: $(VENV)/.dev  ## Prepare the data (DATA), train CONFIG and average its checkpoints; goes on where it stopped
+	$(BIN)/python -m training prepare $(CONFIG) --data $(DATA) --if-missing
+	$(BIN)/python -m training train $(CONFIG) && $(BIN)/python -m training average $(CONFIG)
 
 export: $(VENV)/.dev  ## Export CHECKPOINT to OUTPUT at PRECISION, verified
-	$(BIN)/python -m export $(CHECKPOINT) --output $(OUTPUT) --precision $(PRECISION) $(ARGS)
+	$(BIN)/python -m export $(CHECKPOINT) --output $(OUTPUT) --precision $(PRECISION) --data $(DATA) $(ARGS)
 
 evaluate: $(VENV)/.dev  ## BLEU and chrF of the served model on DATA's test sets, through gRPC, held against its card
 	@$(BIN)/python -m benchmarks.evaluate --data $(DATA) --models models --card models/en-zh.md $(ARGS)
