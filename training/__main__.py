@@ -34,7 +34,8 @@ Everything of a run lies in one directory, runs/NAME unless --run says otherwise
 
 PREPARE = """\
 Reads the corpora of the configuration, drops bad pairs and says how many and why, trains the SentencePiece tokenizer,
-and writes the encoded pairs to RUN/prepared. Malformed lines are counted and listed by file and line.
+and writes the encoded pairs to RUN/prepared. Malformed lines are counted and listed by file and line. What is prepared
+already is an error, replaced with --force, or kept as it is with --if-missing.
 
   python -m training prepare training/configs/en-zh.toml --data ../shared/data
 """
@@ -42,10 +43,10 @@ and writes the encoded pairs to RUN/prepared. Malformed lines are counted and li
 TRAIN = """\
 Trains until the updates or seconds of the configuration are used up. Ctrl-C or SIGTERM saves a checkpoint and leaves;
 the same command again goes on from the newest checkpoint as if nothing had happened. Exit status: 0 when training
-ended, 130 when it was interrupted, 1 when it diverged.
+ended, 130 when it was interrupted, 1 when it diverged. Under torchrun the `--` keeps it from taking --run for its own.
 
   python -m training train training/configs/en-zh.toml
-  torchrun --nproc-per-node 2 -m training train training/configs/en-zh.toml
+  torchrun --nproc-per-node 2 -m -- training train training/configs/en-zh.toml
 """
 
 AVERAGE = """\
@@ -90,7 +91,9 @@ def build_parser() -> argparse.ArgumentParser:
     prepare = add("prepare", PREPARE, "filter the corpora, train the tokenizer, encode")
     add_run(prepare)
     prepare.add_argument("--data", type=Path, metavar="DIR", help="directory of the corpora (default: data.root)")
-    prepare.add_argument("--force", action="store_true", help="replace an earlier preparation")
+    earlier = prepare.add_mutually_exclusive_group()
+    earlier.add_argument("--force", action="store_true", help="replace an earlier preparation")
+    earlier.add_argument("--if-missing", action="store_true", help="keep an earlier preparation and do nothing")
 
     train = add("train", TRAIN, "train, or go on training")
     add_run(train)
@@ -127,8 +130,14 @@ def run_command(arguments: argparse.Namespace) -> int:
 
 
 def _prepare(config: Config, run_directory: Path, arguments: argparse.Namespace) -> int:
+    from training.data import PREPARED_NAME, REPORT_NAME, PreparedData
     from training.prepare import prepare
 
+    prepared = run_directory / PREPARED_NAME
+    if arguments.if_missing and (prepared / REPORT_NAME).is_file():
+        PreparedData.open(run_directory)  # raises where it is damaged
+        print(f"{prepared} is there already and kept as it is; --force replaces it.")
+        return 0
     report = prepare(config, run_directory, root=arguments.data, force=arguments.force)
     print(report.to_text())
     return 0

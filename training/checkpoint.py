@@ -119,6 +119,19 @@ def write_directory(directory: Path, fill: Callable[[Path], None]) -> None:
         raise
 
 
+def clear_unfinished(directory: Path) -> None:
+    """Removes what processes killed amid `write_directory` left of checkpoints in `directory`.
+
+    A checkpoint that was moved aside for a new one that never came is put back first. Nobody else may be writing.
+    """
+    for aside in sorted(directory.glob(".update_*.old.*")):
+        for old in aside.iterdir():
+            if not (directory / old.name).exists():
+                old.rename(directory / old.name)
+    for path in directory.glob(".update_*.*"):
+        shutil.rmtree(path)
+
+
 def _flush(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:

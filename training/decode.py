@@ -139,7 +139,11 @@ class _Step:
         self._vocab_size = target_vocab_size or model.config.target_vocab_size
 
     def log_probabilities(self, last_ids: Tensor) -> Tensor:
-        """The model's log-probabilities of the next token after `last_ids` [R]; [R,V], -inf for what is no text."""
+        """The model's log-probabilities of the next token after `last_ids` [R]; [R,V], -inf for what is no text.
+
+        They are shares of the whole vocabulary, masked afterwards. The served graph masks before its log-softmax: its
+        figures are higher, all of a row by the same amount, so the order of a row's tokens is the same.
+        """
         hidden = self._model.decode_step(last_ids.unsqueeze(1), self._cache)  # [R,1,D]
         log_probabilities = self._model.project(hidden.squeeze(1)).float().log_softmax(dim=-1)  # [R,V]
         log_probabilities[:, [PAD_ID, BOS_ID]] = -math.inf

@@ -18,8 +18,10 @@ from tqdm import tqdm
 from training import record as records
 from training.checkpoint import (
     CheckpointError,
+    SavedRun,
     TrainerState,
     checkpoint_name,
+    clear_unfinished,
     list_checkpoints,
     load_trainer_state,
     load_weights,
@@ -88,7 +90,8 @@ class Trainer:
 
         Raises:
             ConfigError: if the model cannot be built.
-            CheckpointError, ValueError: if the newest checkpoint does not belong to this configuration and data.
+            CheckpointError, ValueError: if the newest checkpoint does not belong to this configuration, data and
+                number of processes.
         """
         shape = replace(
             config.model, source_vocab_size=data.source_vocab_size, target_vocab_size=data.target_vocab_size
@@ -104,6 +107,10 @@ class Trainer:
         self.updater = Updater(self.model, config.train, processes)
         self.state = TrainerState()
         self.scores: tuple[ValidationScore, ...] = ()
+        self._validated_at_update = 0
+        if processes.is_first:
+            clear_unfinished(self.paths.checkpoints)
+        processes.wait()  # all look for the newest checkpoint only now
         self._resume()
         self._started_at = time.monotonic() - self.state.seconds
         self._saved_at_seconds = self._validated_at_seconds = self.state.seconds
@@ -119,10 +126,27 @@ class Trainer:
                 f"{checkpoints[-1]} must have the tokenizer of the prepared data to be resumed, but has another: "
                 "`prepare` was run again. Give another run directory, or remove the checkpoints."
             )
+        problems = self._other_place_in_data(saved)
+        if problems:
+            raise CheckpointError(
+                f"{checkpoints[-1]} must go on at its place in the data, but cannot: {'; '.join(problems)}. "
+                "Give it what it had, or another run directory."
+            )
         load_weights(self.model, saved.weights, checkpoints[-1])
         self.updater.optimizer.load_state_tensors(saved.optimizer_tensors)
         self.state = saved.state
         self.scores = saved.record.validation
+        self._validated_at_update = max((score.update for score in self.scores), default=0)
+
+    def _other_place_in_data(self, saved: SavedRun) -> list[str]:
+        """What makes `next_batch` of the checkpoint mean another batch here, or an update other batches."""
+        had, has = saved.record.config.train, self.config.train
+        settings = [("the number of processes", saved.record.processes, self.processes.world_size)]
+        settings += [
+            (f"`train.{name}`", getattr(had, name), getattr(has, name))
+            for name in ("seed", "batch_tokens", "accumulation")
+        ]
+        return [f"{name} must be {old}, but is {new}" for name, old, new in settings if old != new]
 
     def run(self, show_progress: bool = True) -> StopReason:
         """Trains until the configuration's end, early stopping or a signal; the last state is saved in each case.
@@ -222,6 +246,7 @@ class Trainer:
     def _validate(self, log: MetricsLog | None) -> None:
         """Scores the held-out sets, keeps the best checkpoint, and asks for an early stop. The first process does."""
         self._validated_at_seconds = self.state.seconds
+        self._validated_at_update = self.state.update
         if self.processes.is_first and self.data.validation_names:
             scores = validate(self.model, self.data, self.config, self.state.update, self.processes.device)
             self.scores += tuple(scores)
@@ -260,7 +285,7 @@ class Trainer:
         """The last checkpoint; before it, where the end was reached, a last validation."""
         if self.state.update == 0:
             return
-        if reason is StopReason.FINISHED and not any(score.update == self.state.update for score in self.scores):
+        if reason is StopReason.FINISHED and self._validated_at_update != self.state.update:
             self._validate(log)
         self._save()
         if log is not None:

@@ -45,7 +45,10 @@ def validate(
             bleu = chrf = 0.0
             if pairs:
                 hypotheses = translate(model, data.tokenizer, [pair.source for pair in pairs])
-                result = score(hypotheses, [pair.target for pair in pairs], config.data.target_language)
+                references = [pair.target for pair in pairs]
+                result = score(
+                    hypotheses, references, config.data.target_language, is_tokenized=config.evaluate.tokenized
+                )
                 bleu, chrf = result.bleu, result.chrf
             scores.append(
                 ValidationScore(name=name, update=update, loss=loss, sentences=len(pairs), bleu=bleu, chrf=chrf)

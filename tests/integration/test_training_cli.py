@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from export.config import MIN_PARITY_SENTENCES
 from training.__main__ import build_parser, main
 from training.checkpoint import load_model
 from training.config_file import load_config
@@ -68,6 +69,33 @@ def test_average_takes_as_many_as_it_is_told(toy_root: Path, capsys: pytest.Capt
     assert "`--last` must be at least 1, but is 0." in capsys.readouterr().err
 
 
+def test_prepare_keeps_what_is_complete_when_told_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_toy_data(Path("runs/toy-data"))
+    assert main(["prepare", TOY, "--if-missing"]) == 0
+    assert "toy: " in capsys.readouterr().out
+    report = Path("runs/toy/prepared/prepare.json")
+    before = report.stat().st_mtime_ns
+    assert main(["prepare", TOY]) == 2
+    assert "--force" in capsys.readouterr().err
+    assert main(["prepare", TOY, "--if-missing"]) == 0
+    assert (
+        capsys.readouterr().out.strip() == "runs/toy/prepared is there already and kept as it is; --force replaces it."
+    )
+    assert report.stat().st_mtime_ns == before
+    ids = Path("runs/toy/prepared/train/source.ids")
+    ids.write_bytes(ids.read_bytes()[:-2])
+    assert main(["prepare", TOY, "--if-missing"]) == 2
+    assert "run `prepare` again" in capsys.readouterr().err
+    report.unlink()
+    assert main(["prepare", TOY, "--if-missing"]) == 2
+    assert "--force replaces it" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["prepare", TOY, "--if-missing", "--force"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -127,4 +155,5 @@ def test_toy_data_keeps_test_apart_from_training(tmp_path: Path) -> None:
     sources = [{line.split("\t")[0] for line in path.read_text(encoding="utf-8").splitlines()} for path in paths]
     assert [path.name for path in paths] == ["train.tsv", "dev.tsv", "test.tsv"]
     assert sum(map(len, sources)) == len(set.union(*sources))
+    assert len(sources[1]) >= MIN_PARITY_SENTENCES
     assert write_toy_data(tmp_path) == paths

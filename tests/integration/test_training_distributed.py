@@ -16,7 +16,7 @@ from training.checkpoint import list_checkpoints, load_trainer_state
 from training.run_files import RunPaths, read_metrics, save_config
 from training.trainer import StopReason, train
 
-UPDATES = 5
+UPDATES = 6  # validated every third, so the last was validated before the run ends
 REPOSITORY = Path(__file__).parents[2]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import shutil
 import signal
@@ -17,11 +18,13 @@ import torch
 
 from tests.synthetic.toy_run import CONFIG, new_run, prepare_toy_run, train_config
 from training import trainer as trainer_module
+from training import validation
 from training.checkpoint import CheckpointError, list_checkpoints, load_model, load_trainer_state
 from training.config import Config
 from training.config_file import load_config
 from training.data import PreparedData
 from training.distributed import join_processes
+from training.model import Transformer
 from training.prepare import prepare
 from training.record import ValidationScore
 from training.run_files import MetricsLog, RunPaths, read_metrics, save_config
@@ -169,6 +172,41 @@ def test_another_tokenizer_or_shape_is_refused_before_anything_is_written(
     assert (run / "config.toml").read_bytes() == before
 
 
+def test_another_place_in_the_data_is_refused_with_every_difference(straight: RunPaths, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(straight.directory, run, symlinks=True)
+    before = (run / "config.toml").read_bytes()
+    other = replace(FULL, train=replace(FULL.train, seed=2, batch_tokens=900, accumulation=3))
+    with pytest.raises(CheckpointError) as caught:
+        train(other, run, show_progress=False)
+    for part in (
+        "update_000012 must go on at its place in the data",
+        "`train.seed` must be 1, but is 2; `train.batch_tokens` must be 1800, but is 900; "
+        "`train.accumulation` must be 2, but is 3.",
+    ):
+        assert part in str(caught.value)
+    assert "processes" not in str(caught.value)
+    assert (run / "config.toml").read_bytes() == before
+    record = run / "checkpoints" / "update_000012" / "training_record.json"
+    values = json.loads(record.read_text(encoding="utf-8"))
+    record.write_text(json.dumps({**values, "processes": 2}), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"but cannot: the number of processes must be 2, but is 1\."):
+        train(FULL, run, show_progress=False)
+
+
+def test_a_run_begins_by_clearing_what_a_killed_one_left(straight: RunPaths, tmp_path: Path) -> None:
+    copy = RunPaths(directory=tmp_path / "run")
+    shutil.copytree(straight.directory, copy.directory, symlinks=True)
+    (copy.checkpoints / ".update_000013.abcd").mkdir()
+    aside = copy.checkpoints / ".update_000012.old.abcd"
+    aside.mkdir()
+    (copy.checkpoints / "update_000012").rename(aside / "update_000012")
+    assert train(FULL, copy.directory, show_progress=False) is StopReason.FINISHED
+    assert [path.name for path in copy.checkpoints.iterdir() if path.name.startswith(".")] == []
+    same_end(copy, straight)
+    assert not [line for line in read_metrics(copy) if line["update"] > 12]
+
+
 def test_a_clocked_run_ends_by_the_clock_and_cools_down(
     prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,6 +297,22 @@ def test_validation_measures_loss_and_real_translations(prepared: Path, tmp_path
         total -= shares[batch.target_output_ids != 0].sum().item()
         positions += batch.num_target_tokens
     assert line["dev/loss"] == pytest.approx(total / positions, rel=1e-4)
+
+
+@pytest.mark.parametrize("tokenized", [False, True])
+def test_validation_scores_tokens_as_the_evaluation_does(
+    tokenized: bool, prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = PreparedData.open(prepared)
+    marked = {pair.source: "@@ ".join(pair.target) for name in ("dev", "other") for pair in data.validation_texts(name)}
+    monkeypatch.setattr(validation, "translate", lambda _model, _tokenizer, texts: [marked[text] for text in texts])
+    monkeypatch.setattr(validation, "validation_loss", lambda *_arguments: 1.0)
+    config = train_config(validation_sentences=20)
+    config = replace(config, evaluate=replace(config.evaluate, tokenized=tokenized))
+    shape = replace(CONFIG.model, source_vocab_size=data.source_vocab_size, target_vocab_size=data.target_vocab_size)
+    scores = validation.validate(Transformer(shape), data, config, 1, torch.device("cpu"))
+    assert [score.sentences for score in scores] == [20, 20]
+    assert all((score.chrf == 100) == tokenized for score in scores)
 
 
 def test_an_epoch_without_a_batch_for_each_process_is_refused(prepared: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from training.checkpoint import (
     TrainerState,
     average_checkpoints,
     checkpoint_name,
+    clear_unfinished,
     list_checkpoints,
     load_model,
     load_trainer_state,
@@ -144,6 +146,45 @@ def test_a_directory_of_the_same_name_is_replaced_whole(tmp_path: Path) -> None:
         write_directory(target, lambda directory, name=name: (directory / name).touch())
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
     assert [path.name for path in target.iterdir()] == ["new"]
+
+
+class Killed(BaseException):
+    """Stands for a process that ends amid a write: nothing is tidied up after it."""
+
+
+@pytest.mark.parametrize("num_renames", [0, 1, 2])
+def test_what_a_killed_process_left_is_cleared_and_a_lone_old_checkpoint_put_back(
+    num_renames: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / checkpoint_name(500)
+    (tmp_path / ".other.abc").mkdir()
+    write_directory(target, lambda directory: (directory / "old").touch())
+    rename = Path.rename
+    made: list[Path] = []
+
+    def rename_and_die(self: Path, to: Path) -> Path:
+        if len(made) == num_renames:
+            raise Killed
+        made.append(to)
+        return rename(self, to)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", rename_and_die)
+        patch.setattr(shutil, "rmtree", lambda *_arguments, **_options: None)
+        try:
+            write_directory(target, lambda directory: (directory / "new").touch())
+        except Killed:
+            assert num_renames < 2
+    assert target.exists() == (num_renames != 1)
+    assert len(list(tmp_path.glob(".update_000500.*"))) == (1 if num_renames == 2 else 2)
+    clear_unfinished(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.abc", "update_000500"]
+    assert [path.name for path in target.iterdir()] == ["new" if num_renames == 2 else "old"]
+
+
+def test_clearing_where_no_run_has_written_yet_does_nothing(tmp_path: Path) -> None:
+    clear_unfinished(tmp_path / "checkpoints")
+    assert not list(tmp_path.iterdir())
 
 
 def test_average_is_the_mean_and_says_of_what(tmp_path: Path, tokenizer_directory: Path) -> None:
