@@ -22,6 +22,9 @@ from typing import Any
 ENVIRONMENT_PREFIX = "DRAGOMAN_"
 # Kubernetes puts such variables into every container for a Service called dragoman; they are not meant for us.
 _KUBERNETES_LINK = re.compile(r"(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT\w*|PORT(?:_\d+_\w+)?)")
+MIN_SOURCE_TOKENS = 8
+"""Fewest source tokens a segment must be allowed: one character may be four bytes, a space before it and the end of
+sentence besides, and a character cannot be split."""
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 
@@ -35,10 +38,15 @@ class ConfigError(ValueError):
 
 
 def _setting(
-    default: Any, *, least: float | None = None, most: float | None = None, choices: tuple[str, ...] = ()
+    default: Any,
+    *,
+    least: float | None = None,
+    most: float | None = None,
+    choices: tuple[str, ...] = (),
+    or_zero: bool = False,
 ) -> Any:
     """A field with the values it may have."""
-    return field(default=default, metadata={"least": least, "most": most, "choices": choices})
+    return field(default=default, metadata={"least": least, "most": most, "choices": choices, "or_zero": or_zero})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +58,7 @@ class ServerConfig:
     metrics_address: str = "127.0.0.1:9464"
     """host:port of the Prometheus page; empty: none."""
     models: str = "models"
-    """Directory whose sub-directories with a manifest.json are served."""
+    """Directory of bundles: each sub-directory with a file of one is served, unless its name begins with a dot."""
     reflection: bool = True
     """Whether tools such as grpcurl may ask for the interface."""
     max_message_bytes: int = _setting(4 * 2**20, least=1024, most=2**31 - 1)
@@ -91,8 +99,9 @@ class EngineConfig:
 
     max_rows: int = _setting(64, least=1, most=4096)
     """Sentences decoded together at most: rows of the slab of keys and values."""
-    max_source_tokens: int = _setting(128, least=0)
-    """Source tokens of a segment, end of sentence included; longer sentences are split. 0: what the model takes."""
+    max_source_tokens: int = _setting(128, least=MIN_SOURCE_TOKENS, or_zero=True)
+    """Source tokens of a segment, end of sentence included, 8 or more; longer sentences are split. 0: what the model
+    takes."""
     max_target_tokens: int = _setting(256, least=0)
     """Target tokens of a segment, end of sentence included. 0: what the model can make. The slab grows with both."""
     max_encode_tokens: int = _setting(1024, least=1)
@@ -177,6 +186,8 @@ class Setting:
     """Largest value allowed."""
     choices: tuple[str, ...]
     """The values allowed, where they are few."""
+    or_zero: bool
+    """Whether 0 is allowed too, below `least`."""
 
     @property
     def flag(self) -> str:
@@ -205,8 +216,10 @@ class Setting:
 
     def _number_problem(self, value: float) -> str | None:
         """What a number must be and is not, or None."""
+        if self.or_zero and value == 0:
+            return None
         if self.least is not None and not value >= self.least:  # not >=: NaN is refused too
-            return f"at least {self.least}"
+            return f"{'0 or ' if self.or_zero else ''}at least {self.least}"
         if self.most is not None and value > self.most:
             return f"at most {self.most}"
         return "finite" if value == float("inf") else None
@@ -248,6 +261,7 @@ def settings() -> dict[str, Setting]:
                 least=entry.metadata.get("least"),
                 most=entry.metadata.get("most"),
                 choices=entry.metadata.get("choices", ()),
+                or_zero=entry.metadata.get("or_zero", False),
             )
     return found
 

@@ -6,6 +6,7 @@ loop pays nothing for them. docs/behaviour.md lists what is here.
 """
 
 import math
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, start_http_server
@@ -98,6 +99,7 @@ class Metrics:
             for reason in (FinishReason.CANCELLED, FinishReason.EXPIRED, FinishReason.FAILED)
         }
         self._requests_by_code = {"OK": self._requests.labels("OK")}
+        self._padding_lock = threading.Lock()  # several engines' threads add, the page's reads
         self._num_source_tokens = 0
         self._num_padded_source_tokens = 0
         self._gauges = _Gauges(self)
@@ -130,8 +132,9 @@ class Metrics:
             self._encode_seconds.observe(report.encode_seconds)
             self._source_tokens.inc(report.num_source_tokens)
             self._padded_source_tokens.inc(report.num_padded_source_tokens)
-            self._num_source_tokens += report.num_source_tokens
-            self._num_padded_source_tokens += report.num_padded_source_tokens
+            with self._padding_lock:
+                self._num_source_tokens += report.num_source_tokens
+                self._num_padded_source_tokens += report.num_padded_source_tokens
         if report.encode_error is not None:
             self._failed_steps.inc()
         if report.decode_error is not None:
@@ -151,7 +154,9 @@ class Metrics:
 
     def padding_ratio(self) -> float:
         """Share of padding in all source tokens that were encoded; 0.0 before the first."""
-        return 1.0 - self._num_source_tokens / self._num_padded_source_tokens if self._num_padded_source_tokens else 0.0
+        with self._padding_lock:
+            num_tokens, num_padded = self._num_source_tokens, self._num_padded_source_tokens
+        return 1.0 - num_tokens / num_padded if num_padded else 0.0
 
     def serve(self, address: str) -> tuple[str, "MetricsServer"]:
         """Serves the page at `address` (host:port) from a thread.

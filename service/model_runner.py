@@ -212,6 +212,11 @@ class OnnxModelRunner:
         return binding
 
 
+def runtime_version() -> str:
+    """ONNX Runtime's version."""
+    return str(onnxruntime.__version__)
+
+
 def _open(path: Path, provider: str, *, num_threads: int, allow_spinning: bool) -> Any:
     """A session with the service's options.
 

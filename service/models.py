@@ -4,10 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnxruntime
-
-from service.bundle import MANIFEST_NAME, Bundle, BundleError, load_bundle
-from service.config import Config, EngineConfig, LimitsConfig
+from service.bundle import CHECKSUM_NAME, DECODER_NAME, ENCODER_NAME, MANIFEST_NAME, Bundle, BundleError, load_bundle
+from service.config import MIN_SOURCE_TOKENS, Config, EngineConfig, LimitsConfig
 from service.cpu import cpu_budget
 from service.engine import Engine, StepReport
 from service.engine_loop import EngineLoop
@@ -19,6 +17,8 @@ from service.translator import ServedModel
 
 MAX_DEFAULT_WORKERS = 4
 """Each engine has its own copy of the weights in memory; on a machine of many cores each gets more threads instead."""
+
+_BUNDLE_FILES = (MANIFEST_NAME, CHECKSUM_NAME, ENCODER_NAME, DECODER_NAME)
 
 
 class ModelsError(RuntimeError):
@@ -54,17 +54,23 @@ def choose_workers(config: EngineConfig, num_cores: int) -> tuple[int, int]:
 
 
 def find_bundles(directory: str | Path) -> list[Path]:
-    """The sub-directories of `directory` that have a manifest, by name.
+    """The sub-directories of `directory` with any file of a bundle, by name: one that lacks its manifest is to be
+    refused, not passed over. A name that begins with a dot is a bundle being written, or left by an export that broke.
 
     Raises:
-        ModelsError: when there is none.
+        ModelsError: when there is none, or `directory` cannot be read.
     """
     root = Path(directory)
-    found = sorted(path.parent for path in root.glob(f"*/{MANIFEST_NAME}"))
-    if not found:
-        raise ModelsError(
-            [f"`models` must be a directory of bundles, but {root} has no sub-directory with a manifest."]
+    try:
+        found = sorted(
+            path
+            for path in root.iterdir()
+            if not path.name.startswith(".") and any((path / name).is_file() for name in _BUNDLE_FILES)
         )
+    except OSError as error:
+        raise ModelsError([f"`models` must be a directory of bundles, but {root} is not: {error.strerror}."]) from error
+    if not found:
+        raise ModelsError([f"`models` must be a directory of bundles, but {root} has no sub-directory that is one."])
     return found
 
 
@@ -73,11 +79,16 @@ def open_model(directory: str | Path, config: EngineConfig) -> OpenedModel:
 
     Raises:
         BundleError: listing every problem of the files.
-        ModelsError: when the graphs cannot be run as configured.
+        ModelsError: when the graphs cannot be run as configured, or sources could not be split short enough for them.
     """
     bundle = load_bundle(directory)
     num_workers, num_threads = choose_workers(config, cpu_budget().num_threads)
     most = bundle.architecture.max_positions
+    if most < MIN_SOURCE_TOKENS:
+        raise ModelsError(
+            [f"{bundle.directory}: `max_positions` must be at least {MIN_SOURCE_TOKENS}, but is {most}: not every text "
+             "can be split into segments that short."]
+        )  # fmt: skip
     try:
         runners = tuple(
             OnnxModelRunner(
@@ -172,8 +183,3 @@ def _serve(
         provider=config.provider,
         num_threads=model.num_threads * len(model.runners),
     )
-
-
-def runtime_version() -> str:
-    """ONNX Runtime's version."""
-    return str(onnxruntime.__version__)

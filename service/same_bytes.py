@@ -1,7 +1,9 @@
 """Whether this machine keeps promise 1: a translation's tokens and scores are the same bits in whatever company.
 
 A few sentences are decoded alone, all together, and staggered (joining while others are in the middle), through the
-engine and the runner that serve. Run at start-up and by `export verify`; well under a second on the default model.
+engine and the runner that serve. Run at start-up and by `python -m service check`; well under a second on the default
+model. Its sentences are random token ids, so it needs no text; `export` tests more, on real sentences, with a check of
+its own (`export/same_bytes.py`) before it writes a bundle.
 """
 
 from __future__ import annotations

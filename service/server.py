@@ -24,7 +24,8 @@ from service.bundle import BundleError
 from service.config import Config
 from service.health import Health
 from service.metrics import Metrics, MetricsServer
-from service.models import ModelsError, load_models, runtime_version
+from service.model_runner import runtime_version
+from service.models import ModelsError, load_models
 from service.pb.translation.v1 import translation_pb2 as pb
 from service.pb.translation.v1 import translation_pb2_grpc
 from service.servicer import SERVICE_NAME, TranslationServicer

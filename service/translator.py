@@ -250,6 +250,12 @@ class Translator:
                     field="mime_type", description=f"It must be {PLAIN_TEXT!r}, but is {shortened(call.mime_type)!r}."
                 )
             )
+        if call.HasField("glossary_config"):
+            violations.append(
+                FieldViolation(
+                    field="glossary_config", description="It must be left out: glossaries are not supported."
+                )
+            )
         return violations
 
     def _pick(self, call: pb.TranslateTextRequest, violations: list[FieldViolation]) -> ServedModel:

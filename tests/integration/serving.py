@@ -145,6 +145,12 @@ class HeldServer:
         """Translate calls in progress."""
         return self.server.servicer.num_calls
 
+    def calls_by_code(self) -> dict[str, float]:
+        """Translate calls that ended, as the metrics count them, by status code."""
+        samples = (sample for family in self.server._metrics.registry.collect() for sample in family.samples)
+        return {sample.labels["code"]: sample.value for sample in samples if sample.name == "dragoman_requests_total"
+                and sample.value}  # fmt: skip
+
     def signal(self, number: signal.Signals = signal.SIGTERM) -> None:
         """As the system would."""
         os.kill(os.getpid(), number)

@@ -17,9 +17,9 @@ TEXT = "Bado gimu. "
 READY_NAMES = ("", SERVICE_NAME, "readiness")
 
 
-async def begin(held: HeldServer, stub: Any, call: Any) -> Any:
+async def begin(held: HeldServer, stub: Any, call: Any, timeout: float | None = None) -> Any:
     """Starts a call and waits until its first segment is in the batch, held before a step."""
-    started = stub.TranslateText(call)
+    started = stub.TranslateText(call, timeout=timeout)
     await held.until(lambda: held.loop.num_running > 0)
     return started
 
@@ -113,13 +113,14 @@ async def test_a_cancelled_call_leaves_by_the_next_step(models: Path) -> None:
     async with held_server(models, max_rows=1) as held, stub_of(held.address) as stub:
         await held.until_ready()
         finished = []
-        running = await begin(held, stub, request(TEXT * 3))
+        running = await begin(held, stub, request(TEXT * 3), timeout=1000.0)  # far from its deadline
         held.loop._deliver, deliver = (
             (lambda sequences: (finished.extend(sequences), deliver(sequences))),
             held.loop._deliver,
         )
         running.cancel()
         await held.until(lambda: held.server_calls == 0)
+        assert held.calls_by_code() == {"CANCELLED": 1}
         held.go.set()
         await held.until(lambda: held.loop.num_running + held.loop.num_waiting == 0 and len(finished) == 3)
         assert {sequence.finish_reason for sequence in finished} == {FinishReason.CANCELLED}
@@ -135,6 +136,7 @@ async def test_a_call_whose_deadline_passes_stops_its_work(models: Path) -> None
         refusal = await refusal_of(running)
         assert refusal.code == "DEADLINE_EXCEEDED"
         await held.until(lambda: held.server_calls == 0)
+        assert held.calls_by_code() == {"DEADLINE_EXCEEDED": 1}  # as the caller saw it
         held.go.set()
         await held.until(lambda: held.loop.num_running + held.loop.num_waiting == 0)
         assert len(held.runner.rows_per_step) <= 1

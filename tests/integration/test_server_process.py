@@ -159,9 +159,10 @@ async def test_every_wrong_field_is_named(server: ServerProcess) -> None:
     async with stub_of(server.address) as stub:
         call = request("ok", "a" * 100_001, mime_type="text/html")
         call.decoding_options.max_target_tokens = -1
+        call.glossary_config.glossary = "ours"
         refusal = await refusal_of(stub.TranslateText(call))
         assert refusal.code == "INVALID_ARGUMENT"
-        assert refusal.fields == ["contents[1]", "mime_type", "decoding_options.max_target_tokens"]
+        assert refusal.fields == ["contents[1]", "mime_type", "glossary_config", "decoding_options.max_target_tokens"]
         assert "text/html" in str(await refusal_of(stub.TranslateText(request("a", mime_type="text/html"))))
         assert (await refusal_of(stub.TranslateText(request()))).fields == ["contents"]
         assert (await refusal_of(stub.TranslateText(request(*["a"] * 1025)))).fields == ["contents"]

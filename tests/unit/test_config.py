@@ -77,6 +77,17 @@ def test_numbers_must_be_sound(value: str) -> None:
     assert problem.startswith("`drain_seconds` (--drain-seconds) must be ")
 
 
+@pytest.mark.parametrize("value", ["1", "7", "-1"])
+def test_source_tokens_must_hold_any_one_character(value: str) -> None:
+    (problem,) = problems_of(flags={"max_source_tokens": value})
+    assert problem == f"`max_source_tokens` (--max-source-tokens) must be 0 or at least 8, but is {value}."
+
+
+@pytest.mark.parametrize("value", [0, 8, 128])
+def test_source_tokens_that_do_or_that_the_model_chooses(value: int) -> None:
+    assert load_config(flags={"max_source_tokens": str(value)}).engine.max_source_tokens == value
+
+
 @pytest.mark.parametrize("value", ["localhost", ":50051", "localhost:", "localhost:-1", "localhost:65536", "a:b", ""])
 def test_addresses_must_have_a_host_and_a_port(value: str) -> None:
     (problem,) = problems_of(flags={"address": value})

@@ -1,7 +1,10 @@
 """What the metrics page says after a step or a call."""
 
+import dataclasses
 import itertools
 import math
+import sys
+import threading
 
 import pytest
 from prometheus_client import generate_latest
@@ -68,6 +71,36 @@ def test_a_step() -> None:
     assert seen["dragoman_queue_seconds_sum"] == 0.25
     assert seen["dragoman_time_to_first_token_seconds_sum"] == 0.5
     assert seen["dragoman_inter_token_seconds_sum"] == pytest.approx(0.01)
+
+
+class Interruptible(int):
+    """A number whose addition other threads can come between, as they may between the bytecodes of any addition."""
+
+    def __radd__(self, other: int) -> int:
+        for _ in range(20):
+            threading.get_ident()
+        return other + int(self)
+
+
+def test_steps_of_several_engines_are_all_counted() -> None:
+    metrics = Metrics()
+    made = dataclasses.replace(
+        report(num_rows=0), num_source_tokens=Interruptible(12), num_padded_source_tokens=Interruptible(16)
+    )
+    engines = [
+        threading.Thread(target=lambda: [metrics.observe_step(made) for _ in range(300)]) for _ in range(4)
+    ]  # fmt: skip
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for engine in engines:
+            engine.start()
+        for engine in engines:
+            engine.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert (metrics._num_source_tokens, metrics._num_padded_source_tokens) == (12 * 1200, 16 * 1200)
+    assert metrics.padding_ratio() == 0.25
 
 
 def test_steps_that_nobody_got_are_wasted() -> None:

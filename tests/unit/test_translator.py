@@ -153,6 +153,18 @@ def test_every_violation_is_named() -> None:
     assert found == ["contents", "contents[0]", "contents[3]", "mime_type", "decoding_options.max_target_tokens"]
 
 
+def test_a_glossary_is_refused_and_not_ignored() -> None:
+    """Also one that comes as Google's clients write it."""
+    glossary = b"projects/p/locations/l/glossaries/g"
+    inner = b"\x0a" + bytes([len(glossary)]) + glossary + b"\x10\x01"  # glossary = 1, ignore_case = 2
+    call = pb.TranslateTextRequest.FromString(b"\x0a\x01a" + b"\x3a" + bytes([len(inner)]) + inner)  # contents, 7
+    with pytest.raises(InvalidRequestError, match="glossaries are not supported") as caught:
+        translator().check(call, list(call.contents))
+    assert [violation.field for violation in caught.value.violations] == ["glossary_config"]
+    assert fields_of(translator(), glossary_config=pb.TranslateTextGlossaryConfig()) == ["glossary_config"]
+    assert (call.glossary_config.glossary.encode(), call.glossary_config.ignore_case) == (glossary, True)
+
+
 def test_limits_are_inclusive() -> None:
     made = translator(max_contents=2, max_characters_per_item=5)
     options = pb.DecodingOptions(max_target_tokens=60)

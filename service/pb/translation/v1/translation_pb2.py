@@ -24,37 +24,39 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+service/pb/translation/v1/translation.proto\x12\x0etranslation.v1\"\xc1\x01\n\x14TranslateTextRequest\x12\x10\n\x08\x63ontents\x18\x01 \x03(\t\x12\x11\n\tmime_type\x18\x03 \x01(\t\x12\x1c\n\x14source_language_code\x18\x04 \x01(\t\x12\x1c\n\x14target_language_code\x18\x05 \x01(\t\x12\r\n\x05model\x18\x06 \x01(\t\x12\x39\n\x10\x64\x65\x63oding_options\x18\x10 \x01(\x0b\x32\x1f.translation.v1.DecodingOptions\",\n\x0f\x44\x65\x63odingOptions\x12\x19\n\x11max_target_tokens\x18\x01 \x01(\x05\"~\n\x15TranslateTextResponse\x12\x31\n\x0ctranslations\x18\x01 \x03(\x0b\x32\x1b.translation.v1.Translation\x12\x32\n\x08metadata\x18\x10 \x01(\x0b\x32 .translation.v1.ResponseMetadata\"\x80\x01\n\x0bTranslation\x12\x17\n\x0ftranslated_text\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x1e\n\x16\x64\x65tected_language_code\x18\x04 \x01(\t\x12)\n\x08segments\x18\x10 \x03(\x0b\x32\x17.translation.v1.Segment\"\xfe\x01\n\x07Segment\x12\x13\n\x0bsource_text\x18\x01 \x01(\t\x12\x17\n\x0ftranslated_text\x18\x02 \x01(\t\x12\r\n\x05score\x18\x03 \x01(\x02\x12\x1f\n\x17token_log_probabilities\x18\x04 \x03(\x02\x12\x33\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x1c.translation.v1.FinishReason\x12*\n\x05\x66lags\x18\x06 \x03(\x0e\x32\x1b.translation.v1.SegmentFlag\x12\x19\n\x11num_source_tokens\x18\x07 \x01(\x05\x12\x19\n\x11num_target_tokens\x18\x08 \x01(\x05\"\x96\x02\n\x10ResponseMetadata\x12\x14\n\x0cmodel_digest\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x19\n\x11num_source_tokens\x18\x03 \x01(\x05\x12\x19\n\x11num_target_tokens\x18\x04 \x01(\x05\x12\x18\n\x10tokenize_seconds\x18\x05 \x01(\x01\x12\x15\n\rqueue_seconds\x18\x06 \x01(\x01\x12\x16\n\x0e\x65ncode_seconds\x18\x07 \x01(\x01\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\x08 \x01(\x01\x12\x15\n\rtotal_seconds\x18\t \x01(\x01\x12\x11\n\tnum_steps\x18\n \x01(\x05\x12\x17\n\x0fmax_rows_shared\x18\x0b \x01(\x05\"\x16\n\x14GetServerInfoRequest\"\xbb\x01\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12)\n\x06models\x18\x02 \x03(\x0b\x32\x19.translation.v1.ModelInfo\x12&\n\x06limits\x18\x03 \x01(\x0b\x32\x16.translation.v1.Limits\x12\x17\n\x0fruntime_version\x18\x04 \x01(\t\x12\x10\n\x08provider\x18\x05 \x01(\t\x12\x13\n\x0bnum_threads\x18\x06 \x01(\x05\"\x8f\x01\n\tModelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x1c\n\x14source_language_code\x18\x03 \x01(\t\x12\x1c\n\x14target_language_code\x18\x04 \x01(\t\x12\x11\n\tprecision\x18\x05 \x01(\t\x12\x15\n\ris_same_bytes\x18\x06 \x01(\x08\"\xf4\x01\n\x06Limits\x12\x14\n\x0cmax_contents\x18\x01 \x01(\x05\x12\x1f\n\x17max_characters_per_item\x18\x02 \x01(\x05\x12%\n\x1dmax_source_tokens_per_segment\x18\x03 \x01(\x05\x12%\n\x1dmax_target_tokens_per_segment\x18\x04 \x01(\x05\x12\x10\n\x08max_rows\x18\x05 \x01(\x05\x12\x1c\n\x14max_waiting_segments\x18\x06 \x01(\x05\x12\x19\n\x11max_message_bytes\x18\x07 \x01(\x05\x12\x1a\n\x12max_waiting_tokens\x18\x08 \x01(\x05*x\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x17\n\x13\x46INISH_REASON_BLANK\x10\x03*\xa6\x01\n\x0bSegmentFlag\x12\x1c\n\x18SEGMENT_FLAG_UNSPECIFIED\x10\x00\x12\x1a\n\x16SEGMENT_FLAG_TRUNCATED\x10\x01\x12\x1d\n\x19SEGMENT_FLAG_SOURCE_SPLIT\x10\x02\x12\x1b\n\x17SEGMENT_FLAG_REPETITION\x10\x03\x12!\n\x1dSEGMENT_FLAG_PLACEHOLDER_LOST\x10\x04\x32\xd0\x01\n\x12TranslationService\x12\\\n\rTranslateText\x12$.translation.v1.TranslateTextRequest\x1a%.translation.v1.TranslateTextResponse\x12\\\n\rGetServerInfo\x12$.translation.v1.GetServerInfoRequest\x1a%.translation.v1.GetServerInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+service/pb/translation/v1/translation.proto\x12\x0etranslation.v1\"\x87\x02\n\x14TranslateTextRequest\x12\x10\n\x08\x63ontents\x18\x01 \x03(\t\x12\x11\n\tmime_type\x18\x03 \x01(\t\x12\x1c\n\x14source_language_code\x18\x04 \x01(\t\x12\x1c\n\x14target_language_code\x18\x05 \x01(\t\x12\r\n\x05model\x18\x06 \x01(\t\x12\x44\n\x0fglossary_config\x18\x07 \x01(\x0b\x32+.translation.v1.TranslateTextGlossaryConfig\x12\x39\n\x10\x64\x65\x63oding_options\x18\x10 \x01(\x0b\x32\x1f.translation.v1.DecodingOptions\"D\n\x1bTranslateTextGlossaryConfig\x12\x10\n\x08glossary\x18\x01 \x01(\t\x12\x13\n\x0bignore_case\x18\x02 \x01(\x08\",\n\x0f\x44\x65\x63odingOptions\x12\x19\n\x11max_target_tokens\x18\x01 \x01(\x05\"~\n\x15TranslateTextResponse\x12\x31\n\x0ctranslations\x18\x01 \x03(\x0b\x32\x1b.translation.v1.Translation\x12\x32\n\x08metadata\x18\x10 \x01(\x0b\x32 .translation.v1.ResponseMetadata\"\x80\x01\n\x0bTranslation\x12\x17\n\x0ftranslated_text\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x1e\n\x16\x64\x65tected_language_code\x18\x04 \x01(\t\x12)\n\x08segments\x18\x10 \x03(\x0b\x32\x17.translation.v1.Segment\"\xfe\x01\n\x07Segment\x12\x13\n\x0bsource_text\x18\x01 \x01(\t\x12\x17\n\x0ftranslated_text\x18\x02 \x01(\t\x12\r\n\x05score\x18\x03 \x01(\x02\x12\x1f\n\x17token_log_probabilities\x18\x04 \x03(\x02\x12\x33\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x1c.translation.v1.FinishReason\x12*\n\x05\x66lags\x18\x06 \x03(\x0e\x32\x1b.translation.v1.SegmentFlag\x12\x19\n\x11num_source_tokens\x18\x07 \x01(\x05\x12\x19\n\x11num_target_tokens\x18\x08 \x01(\x05\"\x96\x02\n\x10ResponseMetadata\x12\x14\n\x0cmodel_digest\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x19\n\x11num_source_tokens\x18\x03 \x01(\x05\x12\x19\n\x11num_target_tokens\x18\x04 \x01(\x05\x12\x18\n\x10tokenize_seconds\x18\x05 \x01(\x01\x12\x15\n\rqueue_seconds\x18\x06 \x01(\x01\x12\x16\n\x0e\x65ncode_seconds\x18\x07 \x01(\x01\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\x08 \x01(\x01\x12\x15\n\rtotal_seconds\x18\t \x01(\x01\x12\x11\n\tnum_steps\x18\n \x01(\x05\x12\x17\n\x0fmax_rows_shared\x18\x0b \x01(\x05\"\x16\n\x14GetServerInfoRequest\"\xbb\x01\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12)\n\x06models\x18\x02 \x03(\x0b\x32\x19.translation.v1.ModelInfo\x12&\n\x06limits\x18\x03 \x01(\x0b\x32\x16.translation.v1.Limits\x12\x17\n\x0fruntime_version\x18\x04 \x01(\t\x12\x10\n\x08provider\x18\x05 \x01(\t\x12\x13\n\x0bnum_threads\x18\x06 \x01(\x05\"\x8f\x01\n\tModelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x1c\n\x14source_language_code\x18\x03 \x01(\t\x12\x1c\n\x14target_language_code\x18\x04 \x01(\t\x12\x11\n\tprecision\x18\x05 \x01(\t\x12\x15\n\ris_same_bytes\x18\x06 \x01(\x08\"\xf4\x01\n\x06Limits\x12\x14\n\x0cmax_contents\x18\x01 \x01(\x05\x12\x1f\n\x17max_characters_per_item\x18\x02 \x01(\x05\x12%\n\x1dmax_source_tokens_per_segment\x18\x03 \x01(\x05\x12%\n\x1dmax_target_tokens_per_segment\x18\x04 \x01(\x05\x12\x10\n\x08max_rows\x18\x05 \x01(\x05\x12\x1c\n\x14max_waiting_segments\x18\x06 \x01(\x05\x12\x19\n\x11max_message_bytes\x18\x07 \x01(\x05\x12\x1a\n\x12max_waiting_tokens\x18\x08 \x01(\x05*x\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x17\n\x13\x46INISH_REASON_BLANK\x10\x03*\xa6\x01\n\x0bSegmentFlag\x12\x1c\n\x18SEGMENT_FLAG_UNSPECIFIED\x10\x00\x12\x1a\n\x16SEGMENT_FLAG_TRUNCATED\x10\x01\x12\x1d\n\x19SEGMENT_FLAG_SOURCE_SPLIT\x10\x02\x12\x1b\n\x17SEGMENT_FLAG_REPETITION\x10\x03\x12!\n\x1dSEGMENT_FLAG_PLACEHOLDER_LOST\x10\x04\x32\xd0\x01\n\x12TranslationService\x12\\\n\rTranslateText\x12$.translation.v1.TranslateTextRequest\x1a%.translation.v1.TranslateTextResponse\x12\\\n\rGetServerInfo\x12$.translation.v1.GetServerInfoRequest\x1a%.translation.v1.GetServerInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'service.pb.translation.v1.translation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=1709
-  _globals['_FINISHREASON']._serialized_end=1829
-  _globals['_SEGMENTFLAG']._serialized_start=1832
-  _globals['_SEGMENTFLAG']._serialized_end=1998
+  _globals['_FINISHREASON']._serialized_start=1849
+  _globals['_FINISHREASON']._serialized_end=1969
+  _globals['_SEGMENTFLAG']._serialized_start=1972
+  _globals['_SEGMENTFLAG']._serialized_end=2138
   _globals['_TRANSLATETEXTREQUEST']._serialized_start=64
-  _globals['_TRANSLATETEXTREQUEST']._serialized_end=257
-  _globals['_DECODINGOPTIONS']._serialized_start=259
-  _globals['_DECODINGOPTIONS']._serialized_end=303
-  _globals['_TRANSLATETEXTRESPONSE']._serialized_start=305
-  _globals['_TRANSLATETEXTRESPONSE']._serialized_end=431
-  _globals['_TRANSLATION']._serialized_start=434
-  _globals['_TRANSLATION']._serialized_end=562
-  _globals['_SEGMENT']._serialized_start=565
-  _globals['_SEGMENT']._serialized_end=819
-  _globals['_RESPONSEMETADATA']._serialized_start=822
-  _globals['_RESPONSEMETADATA']._serialized_end=1100
-  _globals['_GETSERVERINFOREQUEST']._serialized_start=1102
-  _globals['_GETSERVERINFOREQUEST']._serialized_end=1124
-  _globals['_GETSERVERINFORESPONSE']._serialized_start=1127
-  _globals['_GETSERVERINFORESPONSE']._serialized_end=1314
-  _globals['_MODELINFO']._serialized_start=1317
-  _globals['_MODELINFO']._serialized_end=1460
-  _globals['_LIMITS']._serialized_start=1463
-  _globals['_LIMITS']._serialized_end=1707
-  _globals['_TRANSLATIONSERVICE']._serialized_start=2001
-  _globals['_TRANSLATIONSERVICE']._serialized_end=2209
+  _globals['_TRANSLATETEXTREQUEST']._serialized_end=327
+  _globals['_TRANSLATETEXTGLOSSARYCONFIG']._serialized_start=329
+  _globals['_TRANSLATETEXTGLOSSARYCONFIG']._serialized_end=397
+  _globals['_DECODINGOPTIONS']._serialized_start=399
+  _globals['_DECODINGOPTIONS']._serialized_end=443
+  _globals['_TRANSLATETEXTRESPONSE']._serialized_start=445
+  _globals['_TRANSLATETEXTRESPONSE']._serialized_end=571
+  _globals['_TRANSLATION']._serialized_start=574
+  _globals['_TRANSLATION']._serialized_end=702
+  _globals['_SEGMENT']._serialized_start=705
+  _globals['_SEGMENT']._serialized_end=959
+  _globals['_RESPONSEMETADATA']._serialized_start=962
+  _globals['_RESPONSEMETADATA']._serialized_end=1240
+  _globals['_GETSERVERINFOREQUEST']._serialized_start=1242
+  _globals['_GETSERVERINFOREQUEST']._serialized_end=1264
+  _globals['_GETSERVERINFORESPONSE']._serialized_start=1267
+  _globals['_GETSERVERINFORESPONSE']._serialized_end=1454
+  _globals['_MODELINFO']._serialized_start=1457
+  _globals['_MODELINFO']._serialized_end=1600
+  _globals['_LIMITS']._serialized_start=1603
+  _globals['_LIMITS']._serialized_end=1847
+  _globals['_TRANSLATIONSERVICE']._serialized_start=2141
+  _globals['_TRANSLATIONSERVICE']._serialized_end=2349
 # @@protoc_insertion_point(module_scope)

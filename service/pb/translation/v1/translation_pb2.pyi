@@ -32,20 +32,30 @@ SEGMENT_FLAG_REPETITION: SegmentFlag
 SEGMENT_FLAG_PLACEHOLDER_LOST: SegmentFlag
 
 class TranslateTextRequest(_message.Message):
-    __slots__ = ("contents", "mime_type", "source_language_code", "target_language_code", "model", "decoding_options")
+    __slots__ = ("contents", "mime_type", "source_language_code", "target_language_code", "model", "glossary_config", "decoding_options")
     CONTENTS_FIELD_NUMBER: _ClassVar[int]
     MIME_TYPE_FIELD_NUMBER: _ClassVar[int]
     SOURCE_LANGUAGE_CODE_FIELD_NUMBER: _ClassVar[int]
     TARGET_LANGUAGE_CODE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
+    GLOSSARY_CONFIG_FIELD_NUMBER: _ClassVar[int]
     DECODING_OPTIONS_FIELD_NUMBER: _ClassVar[int]
     contents: _containers.RepeatedScalarFieldContainer[str]
     mime_type: str
     source_language_code: str
     target_language_code: str
     model: str
+    glossary_config: TranslateTextGlossaryConfig
     decoding_options: DecodingOptions
-    def __init__(self, contents: _Optional[_Iterable[str]] = ..., mime_type: _Optional[str] = ..., source_language_code: _Optional[str] = ..., target_language_code: _Optional[str] = ..., model: _Optional[str] = ..., decoding_options: _Optional[_Union[DecodingOptions, _Mapping]] = ...) -> None: ...
+    def __init__(self, contents: _Optional[_Iterable[str]] = ..., mime_type: _Optional[str] = ..., source_language_code: _Optional[str] = ..., target_language_code: _Optional[str] = ..., model: _Optional[str] = ..., glossary_config: _Optional[_Union[TranslateTextGlossaryConfig, _Mapping]] = ..., decoding_options: _Optional[_Union[DecodingOptions, _Mapping]] = ...) -> None: ...
+
+class TranslateTextGlossaryConfig(_message.Message):
+    __slots__ = ("glossary", "ignore_case")
+    GLOSSARY_FIELD_NUMBER: _ClassVar[int]
+    IGNORE_CASE_FIELD_NUMBER: _ClassVar[int]
+    glossary: str
+    ignore_case: bool
+    def __init__(self, glossary: _Optional[str] = ..., ignore_case: _Optional[bool] = ...) -> None: ...
 
 class DecodingOptions(_message.Message):
     __slots__ = ("max_target_tokens",)

@@ -1,0 +1,71 @@
+"""Which bundles a folder of them has, and which of those cannot be served."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from service.bundle import BundleError, load_bundle
+from service.config import MIN_SOURCE_TOKENS, Config, EngineConfig, ServerConfig
+from service.models import ModelsError, find_bundles, load_models, open_model
+from service.segments import split_item
+from tests.synthetic.bundle import SyntheticOptions, build_synthetic_bundle
+
+FIXTURE = Path(__file__).parents[1] / "data" / "bundle-v1"
+BUNDLE_FILES = ("manifest.json", "manifest.sha256", "encoder.onnx", "decoder.onnx")
+
+
+def load(models: Path) -> None:
+    load_models(Config(server=ServerConfig(models=str(models))), deliver=lambda _: None, observe=lambda _: None)
+
+
+def test_bundles_are_found_by_name_and_nothing_else_is(tmp_path: Path) -> None:
+    for name in ("b", "a", ".a.k3x9.building"):
+        shutil.copytree(FIXTURE, tmp_path / name)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "readme.md").write_text("Not a bundle.", encoding="utf-8")
+    (tmp_path / "a.md").write_text("The card of a.", encoding="utf-8")
+    assert find_bundles(tmp_path) == [tmp_path / "a", tmp_path / "b"]
+    assert find_bundles(str(tmp_path)) == [tmp_path / "a", tmp_path / "b"]
+
+
+@pytest.mark.parametrize("left", BUNDLE_FILES)
+def test_a_bundle_that_lacks_files_is_refused_and_not_passed_over(tmp_path: Path, left: str) -> None:
+    shutil.copytree(FIXTURE, tmp_path / "whole")
+    broken = Path(shutil.copytree(FIXTURE, tmp_path / "broken"))
+    for name in BUNDLE_FILES:
+        if name != left:
+            (broken / name).unlink()
+    assert find_bundles(tmp_path) == [broken, tmp_path / "whole"]
+    missing = "manifest.sha256" if left == "manifest.json" else "manifest.json"
+    with pytest.raises(ModelsError, match=f"(?s)broken is not a bundle.*{missing} must be readable, but is not"):
+        load(tmp_path)
+    with pytest.raises(BundleError):
+        load_bundle(broken)
+
+
+def test_a_folder_without_bundles(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    shutil.copytree(FIXTURE, tmp_path / ".a.k3x9.building")
+    for directory, why in ((tmp_path, "has no sub-directory that is one"), (tmp_path / "file", "is not: "),
+                           (tmp_path / "missing", "is not: No such file")):  # fmt: skip
+        with pytest.raises(ModelsError, match="`models` must be a directory of bundles") as caught:
+            find_bundles(directory)
+        assert why in str(caught.value)
+
+
+def test_a_model_with_too_few_positions_is_refused(tmp_path: Path) -> None:
+    for most in (MIN_SOURCE_TOKENS - 1, MIN_SOURCE_TOKENS):
+        build_synthetic_bundle(tmp_path / str(most), SyntheticOptions(name=f"m{most}", max_positions=most))
+    with pytest.raises(ModelsError, match="7: `max_positions` must be at least 8, but is 7"):
+        open_model(tmp_path / "7", EngineConfig(num_workers=1, num_threads=1))
+    (runner,) = open_model(tmp_path / "8", EngineConfig(num_workers=1, num_threads=1)).runners
+    assert runner.max_source_tokens == MIN_SOURCE_TOKENS
+
+
+def test_any_character_fits_into_the_fewest_source_tokens() -> None:
+    encode = load_bundle(FIXTURE).tokenizer.encode_source
+    text = "".join(map(chr, (*range(0x21, 0x3000, 7), *range(0x3000, 0xD800, 97), *range(0xE000, 0x110000, 997))))
+    segments = split_item(text + "e" + "\u0301" * 50 + "👩‍👩‍👧‍👦", encode, MIN_SOURCE_TOKENS)
+    assert len(segments) > 1000
+    assert max(len(segment.source_ids) for segment in segments) <= MIN_SOURCE_TOKENS
