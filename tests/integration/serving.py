@@ -84,7 +84,17 @@ def environment() -> dict[str, str]:
 def start_process(models: Path, errors_path: Path, *flags: str) -> subprocess.Popen[str]:
     """Starts a server on free ports."""
     command = [sys.executable, "-m", "service", "serve", "--models", str(models), "--address", "127.0.0.1:0"]
-    command += ["--metrics-address", "127.0.0.1:0", "--num-threads", "1", "--shutdown-delay-seconds", "0", *flags]
+    command += [
+        "--metrics-address",
+        "127.0.0.1:0",
+        "--num-workers",
+        "2",
+        "--num-threads",
+        "1",
+        "--shutdown-delay-seconds",
+        "0",
+        *flags,
+    ]
     with errors_path.open("w", encoding="utf-8") as errors:
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment())
 

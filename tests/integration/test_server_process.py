@@ -68,7 +68,7 @@ def test_the_ready_line_names_addresses_model_digest_precision_threads_and_provi
     (model,) = info.models
     assert server.ready_line == (
         f"Serving on {server.address}, metrics on {server.metrics_address}: "
-        f"model synthetic {model.digest[:12]} fp32, 1 engine(s) on 1 thread(s), cpu\n"
+        f"model synthetic {model.digest[:12]} fp32, 2 engine(s) on 2 thread(s), cpu\n"
     )
 
 
