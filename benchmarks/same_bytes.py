@@ -11,6 +11,7 @@ import argparse
 import random
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import grpc
@@ -21,6 +22,23 @@ from service.pb.translation.v1 import translation_pb2 as pb
 from service.pb.translation.v1.translation_pb2_grpc import TranslationServiceStub
 
 CALL_SECONDS = 120.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Sentences of one directory of bundles that came out differently in company."""
+
+    models: str
+    ready_line: str
+    """What the server said of itself."""
+    sentences: int
+    """Sentences translated each way."""
+    differ_in_one_call: int
+    differ_among_concurrent_callers: list[int]
+    """For each random order."""
+    callers: int
+    mean_rows_per_step: float
+    """Over the whole life of the server."""
 
 
 def translations(stub: TranslationServiceStub, contents: Sequence[str]) -> list[bytes]:
@@ -39,7 +57,7 @@ def in_random_order(stub: TranslationServiceStub, sentences: Sequence[str], call
     return [by_index[index] for index in range(len(sentences))]
 
 
-def compare(models: Path, sentences: Sequence[str], callers: int, rounds: int) -> dict[str, object]:
+def compare(models: Path, sentences: Sequence[str], callers: int, rounds: int) -> Comparison:
     """How many sentences differ from the same sentence alone, for each way of asking."""
     with running_server(models) as server, grpc.insecure_channel(server.address) as channel:
         stub = TranslationServiceStub(channel)
@@ -52,15 +70,15 @@ def compare(models: Path, sentences: Sequence[str], callers: int, rounds: int) -
         return sum(one != other for one, other in zip(alone, others, strict=True))
 
     rows = metrics["dragoman_rows_per_step_sum"] / metrics["dragoman_rows_per_step_count"]
-    return {
-        "models": str(models),
-        "ready_line": server.ready_line,
-        "sentences": len(sentences),
-        "differ_in_one_call": differing(together),
-        "differ_among_concurrent_callers": [differing(others) for others in shuffled],
-        "callers": callers,
-        "mean_rows_per_step": round(rows, 1),
-    }
+    return Comparison(
+        models=str(models),
+        ready_line=server.ready_line,
+        sentences=len(sentences),
+        differ_in_one_call=differing(together),
+        differ_among_concurrent_callers=[differing(others) for others in shuffled],
+        callers=callers,
+        mean_rows_per_step=round(rows, 1),
+    )
 
 
 def main() -> int:
@@ -78,11 +96,8 @@ def main() -> int:
     pool = [sentence for test_set in english_chinese(arguments.data) for sentence in test_set.sources]
     sentences = random.Random(0).sample(pool, arguments.sentences)
     results = [compare(models, sentences, arguments.callers, arguments.rounds) for models in arguments.models]
-    write_json(results, arguments.output)
-    is_same = all(
-        result["differ_in_one_call"] == 0 and not any(result["differ_among_concurrent_callers"])  # type: ignore[call-overload]
-        for result in results
-    )
+    write_json([asdict(result) for result in results], arguments.output)
+    is_same = not any(result.differ_in_one_call or any(result.differ_among_concurrent_callers) for result in results)
     return 0 if is_same else 1
 
 

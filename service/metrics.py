@@ -8,6 +8,7 @@ loop pays nothing for them. docs/behaviour.md lists what is here.
 import math
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, start_http_server
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -175,15 +176,15 @@ class Metrics:
 class MetricsServer:
     """The running page."""
 
-    def __init__(self, server: object, thread: object) -> None:
+    def __init__(self, server: WSGIServer, thread: threading.Thread) -> None:
         self._server = server
         self._thread = thread
 
     def stop(self) -> None:
         """Stops listening and waits for the thread."""
-        self._server.shutdown()  # type: ignore[attr-defined]
-        self._server.server_close()  # type: ignore[attr-defined]
-        self._thread.join()  # type: ignore[attr-defined]
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
 
 
 class _Gauges(Collector):

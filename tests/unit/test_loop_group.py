@@ -8,7 +8,7 @@ import pytest
 
 from service.config import EngineConfig
 from service.engine import Engine
-from service.engine_loop import DrainingError, EngineLoop
+from service.engine_loop import DrainingError, EngineLoop, LoopState
 from service.loop_group import LoopGroup
 from service.models import MAX_DEFAULT_WORKERS, choose_workers
 from service.request import FinishReason, InvalidSequenceError, Sequence
@@ -116,6 +116,7 @@ def test_a_cancelled_sequence_leaves_whichever_loop_has_it(street: Street) -> No
 def test_a_draining_group_refuses_and_finishes_what_it_has(street: Street) -> None:
     first = street.fill()
     street.group.begin_drain()
+    assert [loop.state for loop in street.loops] == [LoopState.DRAINING] * 2
     with pytest.raises(DrainingError):
         street.group.submit([street.make(4)])
     street.open()
