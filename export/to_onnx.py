@@ -1,4 +1,4 @@
-"""Exports the two graphs of `export.graphs` through `torch.onnx.export`, with the names and axes of the signature."""
+"""Exports the graphs of encoder and decoder through `torch.onnx.export`, with the names and axes of the signature."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from export.graphs import DecoderGraph, EncoderGraph
+from export.decoder_graph import DecoderGraph
+from export.encoder_graph import EncoderGraph
 from service.graph_signature import SOURCE_MULTIPLE, Architecture, GraphSignature, TensorSignature
 from training.model import Transformer
 

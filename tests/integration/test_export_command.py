@@ -20,7 +20,7 @@ from export import build, reverify
 from export.__main__ import main
 from export.build import fp32_graphs
 from export.config import ExportConfig, VerifyConfig, parse_validation
-from export.graphs import MASKED_SCORE
+from export.encoder_graph import MASKED_SCORE
 from export.parity import compare_tokens
 from export.validation import Sentence, ValidationSet
 from service.bundle import DECODER_NAME, ENCODER_NAME, load_bundle
