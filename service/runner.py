@@ -1,7 +1,11 @@
 """What the engine needs from whatever computes the numbers: the seam between deciding and doing.
 
 `service.model_runner.OnnxModelRunner` is the real one; the tests have another with predictable tokens.
-Axes: B rows of the running batch, N candidates, S source, H heads, K width per head, L layers.
+
+A *lane* holds one sentence's encoded source; its *rows* are the hypotheses that read it, each with its own target so
+far. Greedy search has one row a lane, beam search `beam_size`. Lanes 0..N-1 and rows 0..B-1 take part in a step; the
+rows of a lane may lie anywhere among them.
+Axes: B rows, N lanes, C candidates, V vocabulary, S source, H heads, K width per head, L layers.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ import numpy.typing as npt
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedSource:
-    """One encoded sentence, on its way from the encoder into a row of the slab."""
+    """One encoded sentence, on its way from the encoder into a lane of the slab."""
 
     source_length: int
     """Source tokens, end of sentence included."""
@@ -36,14 +40,41 @@ class EncodedBatch:
     """Source tokens as computed, padding included."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Candidates:
-    """The best next tokens of each row, best first; equal ones in the order of their ids."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepInputs:
+    """One step of rows 0..B-1 over lanes 0..N-1."""
 
-    token_ids: npt.NDArray[np.int64]
-    """[B,N]"""
+    target_ids: npt.NDArray[np.int64]
+    """[B] each row's previous token, the begin of sentence for a fresh row."""
+    past_lengths: npt.NDArray[np.int32]
+    """[B] target positions already cached, which is the position of `target_ids`."""
+    row_lanes: npt.NDArray[np.int64]
+    """[B] the lane each row reads; every lane is read by at least one row."""
+    row_places: npt.NDArray[np.int64]
+    """[B] each row's place among the rows of its lane: 0, 1, ... without a gap."""
+    source_lengths: npt.NDArray[np.int32]
+    """[N] source tokens of each lane."""
+    rows_per_lane: npt.NDArray[np.int32]
+    """[N] rows that read each lane."""
+    num_candidates: int
+    """C: how many best tokens of each row are wanted; 1 is the cheapest."""
+    with_attention: bool
+    """Whether the attention over the source is wanted."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepOutputs:
+    """What a step computed. The arrays may be views of buffers: they hold until the next step."""
+
+    candidate_ids: npt.NDArray[np.int64]
+    """[B,C] the most probable tokens, best first; equal ones in the order of their ids."""
+    candidate_log_probabilities: npt.NDArray[np.float32]
+    """[B,C] natural logarithms. A row whose numbers are broken has one that is no finite number first."""
     log_probabilities: npt.NDArray[np.float32]
-    """[B,N] natural logarithms."""
+    """[B,V] of every token; to be read only."""
+    attention: npt.NDArray[np.float32] | None
+    """[B,H,S'] with S' at least the longest source: attention of the alignment layer's heads, 0 after the row's own
+    source; None when it was not wanted."""
 
 
 class Runner(Protocol):
@@ -54,12 +85,12 @@ class Runner(Protocol):
 
     @property
     def max_rows(self) -> int:
-        """Rows of the slab."""
+        """Rows of the slab, and its lanes."""
         ...
 
     @property
     def max_source_tokens(self) -> int:
-        """The longest source a row holds, end of sentence included."""
+        """The longest source a lane holds, end of sentence included."""
         ...
 
     @property
@@ -72,6 +103,11 @@ class Runner(Protocol):
         """Source token ids are 0..source_vocabulary_size-1."""
         ...
 
+    @property
+    def target_vocabulary_size(self) -> int:
+        """V: target token ids are 0..target_vocabulary_size-1."""
+        ...
+
     def padded_length(self, source_length: int) -> int:
         """Tokens the encoder computes for a source of that length, padding included."""
         ...
@@ -80,27 +116,18 @@ class Runner(Protocol):
         """Encodes sources in any mix of lengths; the batch they come in does not touch their values."""
         ...
 
-    def place(self, row: int, encoded: EncodedSource) -> None:
-        """Makes `row` ready to decode that source from its first token."""
+    def place(self, lane: int, encoded: EncodedSource) -> None:
+        """Makes `lane` ready: its rows can decode that source from their first token."""
         ...
 
-    def move_row(self, source_row: int, target_row: int, *, past_length: int, source_length: int) -> None:
-        """Copies a row's cache, `past_length` target and `source_length` source positions, onto another row."""
+    def copy_lane(self, source_lane: int, target_lane: int, *, source_length: int) -> None:
+        """Copies a lane's encoded source of `source_length` tokens onto another lane."""
         ...
 
-    def decode_step(
-        self,
-        target_ids: Ids[int],
-        past_lengths: Ids[int],
-        source_lengths: Ids[int],
-        num_candidates: int,
-    ) -> Candidates:
-        """One step of rows 0..B-1, B = len(target_ids) >= 1.
+    def copy_row(self, source_row: int, target_row: int, *, start: int, stop: int) -> None:
+        """Copies target positions `start`..`stop`-1 of a row's cache onto another row, which holds the rest already."""
+        ...
 
-        Args:
-            target_ids: [B] each row's previous token, the begin of sentence for a fresh row.
-            past_lengths: [B] target positions already cached, which is the position of `target_ids`.
-            source_lengths: [B] each row's source tokens.
-            num_candidates: N, how many tokens to return for each row.
-        """
+    def decode_step(self, inputs: StepInputs) -> StepOutputs:
+        """One step of every row: caches each row's token at its position and computes what may follow it."""
         ...
