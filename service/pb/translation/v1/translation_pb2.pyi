@@ -13,6 +13,8 @@ class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FINISH_REASON_STOP: _ClassVar[FinishReason]
     FINISH_REASON_LENGTH: _ClassVar[FinishReason]
     FINISH_REASON_BLANK: _ClassVar[FinishReason]
+    FINISH_REASON_CANCELLED: _ClassVar[FinishReason]
+    FINISH_REASON_REPETITION: _ClassVar[FinishReason]
 
 class SegmentFlag(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -25,6 +27,8 @@ FINISH_REASON_UNSPECIFIED: FinishReason
 FINISH_REASON_STOP: FinishReason
 FINISH_REASON_LENGTH: FinishReason
 FINISH_REASON_BLANK: FinishReason
+FINISH_REASON_CANCELLED: FinishReason
+FINISH_REASON_REPETITION: FinishReason
 SEGMENT_FLAG_UNSPECIFIED: SegmentFlag
 SEGMENT_FLAG_TRUNCATED: SegmentFlag
 SEGMENT_FLAG_SOURCE_SPLIT: SegmentFlag
@@ -58,10 +62,62 @@ class TranslateTextGlossaryConfig(_message.Message):
     def __init__(self, glossary: _Optional[str] = ..., ignore_case: _Optional[bool] = ...) -> None: ...
 
 class DecodingOptions(_message.Message):
-    __slots__ = ("max_target_tokens",)
+    __slots__ = ("max_target_tokens", "min_target_tokens", "max_target_ratio", "min_target_ratio", "beam_size", "num_hypotheses", "length_penalty", "coverage_penalty", "early_stopping", "patience", "repetition_penalty", "no_repeat_ngram_size", "suppressed_tokens", "suppressed_texts", "no_unknown", "sampling", "target_prefixes", "prefix_bias", "with_alternatives", "with_alignment", "guards_repetition")
     MAX_TARGET_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MIN_TARGET_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MAX_TARGET_RATIO_FIELD_NUMBER: _ClassVar[int]
+    MIN_TARGET_RATIO_FIELD_NUMBER: _ClassVar[int]
+    BEAM_SIZE_FIELD_NUMBER: _ClassVar[int]
+    NUM_HYPOTHESES_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    COVERAGE_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    EARLY_STOPPING_FIELD_NUMBER: _ClassVar[int]
+    PATIENCE_FIELD_NUMBER: _ClassVar[int]
+    REPETITION_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    NO_REPEAT_NGRAM_SIZE_FIELD_NUMBER: _ClassVar[int]
+    SUPPRESSED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SUPPRESSED_TEXTS_FIELD_NUMBER: _ClassVar[int]
+    NO_UNKNOWN_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    TARGET_PREFIXES_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_BIAS_FIELD_NUMBER: _ClassVar[int]
+    WITH_ALTERNATIVES_FIELD_NUMBER: _ClassVar[int]
+    WITH_ALIGNMENT_FIELD_NUMBER: _ClassVar[int]
+    GUARDS_REPETITION_FIELD_NUMBER: _ClassVar[int]
     max_target_tokens: int
-    def __init__(self, max_target_tokens: _Optional[int] = ...) -> None: ...
+    min_target_tokens: int
+    max_target_ratio: float
+    min_target_ratio: float
+    beam_size: int
+    num_hypotheses: int
+    length_penalty: float
+    coverage_penalty: float
+    early_stopping: bool
+    patience: float
+    repetition_penalty: float
+    no_repeat_ngram_size: int
+    suppressed_tokens: _containers.RepeatedScalarFieldContainer[str]
+    suppressed_texts: _containers.RepeatedScalarFieldContainer[str]
+    no_unknown: bool
+    sampling: Sampling
+    target_prefixes: _containers.RepeatedScalarFieldContainer[str]
+    prefix_bias: float
+    with_alternatives: bool
+    with_alignment: bool
+    guards_repetition: bool
+    def __init__(self, max_target_tokens: _Optional[int] = ..., min_target_tokens: _Optional[int] = ..., max_target_ratio: _Optional[float] = ..., min_target_ratio: _Optional[float] = ..., beam_size: _Optional[int] = ..., num_hypotheses: _Optional[int] = ..., length_penalty: _Optional[float] = ..., coverage_penalty: _Optional[float] = ..., early_stopping: _Optional[bool] = ..., patience: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., no_repeat_ngram_size: _Optional[int] = ..., suppressed_tokens: _Optional[_Iterable[str]] = ..., suppressed_texts: _Optional[_Iterable[str]] = ..., no_unknown: _Optional[bool] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., target_prefixes: _Optional[_Iterable[str]] = ..., prefix_bias: _Optional[float] = ..., with_alternatives: _Optional[bool] = ..., with_alignment: _Optional[bool] = ..., guards_repetition: _Optional[bool] = ...) -> None: ...
+
+class Sampling(_message.Message):
+    __slots__ = ("top_k", "top_p", "temperature", "seed")
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    TOP_P_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    top_k: int
+    top_p: float
+    temperature: float
+    seed: int
+    def __init__(self, top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., temperature: _Optional[float] = ..., seed: _Optional[int] = ...) -> None: ...
 
 class TranslateTextResponse(_message.Message):
     __slots__ = ("translations", "metadata")
@@ -70,6 +126,68 @@ class TranslateTextResponse(_message.Message):
     translations: _containers.RepeatedCompositeFieldContainer[Translation]
     metadata: ResponseMetadata
     def __init__(self, translations: _Optional[_Iterable[_Union[Translation, _Mapping]]] = ..., metadata: _Optional[_Union[ResponseMetadata, _Mapping]] = ...) -> None: ...
+
+class StreamTranslateTextResponse(_message.Message):
+    __slots__ = ("piece", "result")
+    PIECE_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    piece: TextPiece
+    result: TranslateTextResponse
+    def __init__(self, piece: _Optional[_Union[TextPiece, _Mapping]] = ..., result: _Optional[_Union[TranslateTextResponse, _Mapping]] = ...) -> None: ...
+
+class TextPiece(_message.Message):
+    __slots__ = ("contents_index", "segment_index", "text", "finish_reason")
+    CONTENTS_INDEX_FIELD_NUMBER: _ClassVar[int]
+    SEGMENT_INDEX_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
+    contents_index: int
+    segment_index: int
+    text: str
+    finish_reason: FinishReason
+    def __init__(self, contents_index: _Optional[int] = ..., segment_index: _Optional[int] = ..., text: _Optional[str] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ...) -> None: ...
+
+class ScoreTextRequest(_message.Message):
+    __slots__ = ("contents", "translated_texts", "source_language_code", "target_language_code", "model", "decoding_options")
+    CONTENTS_FIELD_NUMBER: _ClassVar[int]
+    TRANSLATED_TEXTS_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_LANGUAGE_CODE_FIELD_NUMBER: _ClassVar[int]
+    TARGET_LANGUAGE_CODE_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    DECODING_OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    contents: _containers.RepeatedScalarFieldContainer[str]
+    translated_texts: _containers.RepeatedScalarFieldContainer[str]
+    source_language_code: str
+    target_language_code: str
+    model: str
+    decoding_options: DecodingOptions
+    def __init__(self, contents: _Optional[_Iterable[str]] = ..., translated_texts: _Optional[_Iterable[str]] = ..., source_language_code: _Optional[str] = ..., target_language_code: _Optional[str] = ..., model: _Optional[str] = ..., decoding_options: _Optional[_Union[DecodingOptions, _Mapping]] = ...) -> None: ...
+
+class ScoreTextResponse(_message.Message):
+    __slots__ = ("scores", "metadata")
+    SCORES_FIELD_NUMBER: _ClassVar[int]
+    METADATA_FIELD_NUMBER: _ClassVar[int]
+    scores: _containers.RepeatedCompositeFieldContainer[TextScore]
+    metadata: ResponseMetadata
+    def __init__(self, scores: _Optional[_Iterable[_Union[TextScore, _Mapping]]] = ..., metadata: _Optional[_Union[ResponseMetadata, _Mapping]] = ...) -> None: ...
+
+class TextScore(_message.Message):
+    __slots__ = ("score", "normalized_score", "target_tokens", "token_log_probabilities", "alignment", "model", "num_source_tokens")
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    NORMALIZED_SCORE_FIELD_NUMBER: _ClassVar[int]
+    TARGET_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_LOG_PROBABILITIES_FIELD_NUMBER: _ClassVar[int]
+    ALIGNMENT_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    NUM_SOURCE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    score: float
+    normalized_score: float
+    target_tokens: _containers.RepeatedScalarFieldContainer[str]
+    token_log_probabilities: _containers.RepeatedScalarFieldContainer[float]
+    alignment: Alignment
+    model: str
+    num_source_tokens: int
+    def __init__(self, score: _Optional[float] = ..., normalized_score: _Optional[float] = ..., target_tokens: _Optional[_Iterable[str]] = ..., token_log_probabilities: _Optional[_Iterable[float]] = ..., alignment: _Optional[_Union[Alignment, _Mapping]] = ..., model: _Optional[str] = ..., num_source_tokens: _Optional[int] = ...) -> None: ...
 
 class Translation(_message.Message):
     __slots__ = ("translated_text", "model", "detected_language_code", "segments")
@@ -84,7 +202,7 @@ class Translation(_message.Message):
     def __init__(self, translated_text: _Optional[str] = ..., model: _Optional[str] = ..., detected_language_code: _Optional[str] = ..., segments: _Optional[_Iterable[_Union[Segment, _Mapping]]] = ...) -> None: ...
 
 class Segment(_message.Message):
-    __slots__ = ("source_text", "translated_text", "score", "token_log_probabilities", "finish_reason", "flags", "num_source_tokens", "num_target_tokens")
+    __slots__ = ("source_text", "translated_text", "score", "token_log_probabilities", "finish_reason", "flags", "num_source_tokens", "num_target_tokens", "normalized_score", "target_tokens", "alignment", "hypotheses")
     SOURCE_TEXT_FIELD_NUMBER: _ClassVar[int]
     TRANSLATED_TEXT_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
@@ -93,6 +211,10 @@ class Segment(_message.Message):
     FLAGS_FIELD_NUMBER: _ClassVar[int]
     NUM_SOURCE_TOKENS_FIELD_NUMBER: _ClassVar[int]
     NUM_TARGET_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NORMALIZED_SCORE_FIELD_NUMBER: _ClassVar[int]
+    TARGET_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ALIGNMENT_FIELD_NUMBER: _ClassVar[int]
+    HYPOTHESES_FIELD_NUMBER: _ClassVar[int]
     source_text: str
     translated_text: str
     score: float
@@ -101,7 +223,53 @@ class Segment(_message.Message):
     flags: _containers.RepeatedScalarFieldContainer[SegmentFlag]
     num_source_tokens: int
     num_target_tokens: int
-    def __init__(self, source_text: _Optional[str] = ..., translated_text: _Optional[str] = ..., score: _Optional[float] = ..., token_log_probabilities: _Optional[_Iterable[float]] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., flags: _Optional[_Iterable[_Union[SegmentFlag, str]]] = ..., num_source_tokens: _Optional[int] = ..., num_target_tokens: _Optional[int] = ...) -> None: ...
+    normalized_score: float
+    target_tokens: _containers.RepeatedScalarFieldContainer[str]
+    alignment: Alignment
+    hypotheses: _containers.RepeatedCompositeFieldContainer[Hypothesis]
+    def __init__(self, source_text: _Optional[str] = ..., translated_text: _Optional[str] = ..., score: _Optional[float] = ..., token_log_probabilities: _Optional[_Iterable[float]] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., flags: _Optional[_Iterable[_Union[SegmentFlag, str]]] = ..., num_source_tokens: _Optional[int] = ..., num_target_tokens: _Optional[int] = ..., normalized_score: _Optional[float] = ..., target_tokens: _Optional[_Iterable[str]] = ..., alignment: _Optional[_Union[Alignment, _Mapping]] = ..., hypotheses: _Optional[_Iterable[_Union[Hypothesis, _Mapping]]] = ...) -> None: ...
+
+class Hypothesis(_message.Message):
+    __slots__ = ("text", "score", "normalized_score", "target_tokens", "token_log_probabilities", "finish_reason", "alignment")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    NORMALIZED_SCORE_FIELD_NUMBER: _ClassVar[int]
+    TARGET_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_LOG_PROBABILITIES_FIELD_NUMBER: _ClassVar[int]
+    FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
+    ALIGNMENT_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    score: float
+    normalized_score: float
+    target_tokens: _containers.RepeatedScalarFieldContainer[str]
+    token_log_probabilities: _containers.RepeatedScalarFieldContainer[float]
+    finish_reason: FinishReason
+    alignment: Alignment
+    def __init__(self, text: _Optional[str] = ..., score: _Optional[float] = ..., normalized_score: _Optional[float] = ..., target_tokens: _Optional[_Iterable[str]] = ..., token_log_probabilities: _Optional[_Iterable[float]] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., alignment: _Optional[_Union[Alignment, _Mapping]] = ...) -> None: ...
+
+class Alignment(_message.Message):
+    __slots__ = ("source_tokens", "weights", "source_words", "target_words", "word_pairs")
+    SOURCE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_WORDS_FIELD_NUMBER: _ClassVar[int]
+    TARGET_WORDS_FIELD_NUMBER: _ClassVar[int]
+    WORD_PAIRS_FIELD_NUMBER: _ClassVar[int]
+    source_tokens: _containers.RepeatedScalarFieldContainer[str]
+    weights: _containers.RepeatedScalarFieldContainer[float]
+    source_words: _containers.RepeatedScalarFieldContainer[str]
+    target_words: _containers.RepeatedScalarFieldContainer[str]
+    word_pairs: _containers.RepeatedCompositeFieldContainer[WordPair]
+    def __init__(self, source_tokens: _Optional[_Iterable[str]] = ..., weights: _Optional[_Iterable[float]] = ..., source_words: _Optional[_Iterable[str]] = ..., target_words: _Optional[_Iterable[str]] = ..., word_pairs: _Optional[_Iterable[_Union[WordPair, _Mapping]]] = ...) -> None: ...
+
+class WordPair(_message.Message):
+    __slots__ = ("source_word", "target_word", "weight")
+    SOURCE_WORD_FIELD_NUMBER: _ClassVar[int]
+    TARGET_WORD_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    source_word: int
+    target_word: int
+    weight: float
+    def __init__(self, source_word: _Optional[int] = ..., target_word: _Optional[int] = ..., weight: _Optional[float] = ...) -> None: ...
 
 class ResponseMetadata(_message.Message):
     __slots__ = ("model_digest", "request_id", "num_source_tokens", "num_target_tokens", "tokenize_seconds", "queue_seconds", "encode_seconds", "decode_seconds", "total_seconds", "num_steps", "max_rows_shared")
@@ -150,23 +318,25 @@ class GetServerInfoResponse(_message.Message):
     def __init__(self, version: _Optional[str] = ..., models: _Optional[_Iterable[_Union[ModelInfo, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., runtime_version: _Optional[str] = ..., provider: _Optional[str] = ..., num_threads: _Optional[int] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("name", "digest", "source_language_code", "target_language_code", "precision", "is_same_bytes")
+    __slots__ = ("name", "digest", "source_language_code", "target_language_code", "precision", "is_same_bytes", "default_decoding_options")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     SOURCE_LANGUAGE_CODE_FIELD_NUMBER: _ClassVar[int]
     TARGET_LANGUAGE_CODE_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
     IS_SAME_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_DECODING_OPTIONS_FIELD_NUMBER: _ClassVar[int]
     name: str
     digest: str
     source_language_code: str
     target_language_code: str
     precision: str
     is_same_bytes: bool
-    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., source_language_code: _Optional[str] = ..., target_language_code: _Optional[str] = ..., precision: _Optional[str] = ..., is_same_bytes: _Optional[bool] = ...) -> None: ...
+    default_decoding_options: DecodingOptions
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., source_language_code: _Optional[str] = ..., target_language_code: _Optional[str] = ..., precision: _Optional[str] = ..., is_same_bytes: _Optional[bool] = ..., default_decoding_options: _Optional[_Union[DecodingOptions, _Mapping]] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_contents", "max_characters_per_item", "max_source_tokens_per_segment", "max_target_tokens_per_segment", "max_rows", "max_waiting_segments", "max_message_bytes", "max_waiting_tokens")
+    __slots__ = ("max_contents", "max_characters_per_item", "max_source_tokens_per_segment", "max_target_tokens_per_segment", "max_rows", "max_waiting_segments", "max_message_bytes", "max_waiting_tokens", "max_beam_size")
     MAX_CONTENTS_FIELD_NUMBER: _ClassVar[int]
     MAX_CHARACTERS_PER_ITEM_FIELD_NUMBER: _ClassVar[int]
     MAX_SOURCE_TOKENS_PER_SEGMENT_FIELD_NUMBER: _ClassVar[int]
@@ -175,6 +345,7 @@ class Limits(_message.Message):
     MAX_WAITING_SEGMENTS_FIELD_NUMBER: _ClassVar[int]
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_WAITING_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MAX_BEAM_SIZE_FIELD_NUMBER: _ClassVar[int]
     max_contents: int
     max_characters_per_item: int
     max_source_tokens_per_segment: int
@@ -183,4 +354,5 @@ class Limits(_message.Message):
     max_waiting_segments: int
     max_message_bytes: int
     max_waiting_tokens: int
-    def __init__(self, max_contents: _Optional[int] = ..., max_characters_per_item: _Optional[int] = ..., max_source_tokens_per_segment: _Optional[int] = ..., max_target_tokens_per_segment: _Optional[int] = ..., max_rows: _Optional[int] = ..., max_waiting_segments: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_waiting_tokens: _Optional[int] = ...) -> None: ...
+    max_beam_size: int
+    def __init__(self, max_contents: _Optional[int] = ..., max_characters_per_item: _Optional[int] = ..., max_source_tokens_per_segment: _Optional[int] = ..., max_target_tokens_per_segment: _Optional[int] = ..., max_rows: _Optional[int] = ..., max_waiting_segments: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_waiting_tokens: _Optional[int] = ..., max_beam_size: _Optional[int] = ...) -> None: ...

@@ -40,6 +40,16 @@ class TranslationServiceStub:
                 request_serializer=service_dot_pb_dot_translation_dot_v1_dot_translation__pb2.TranslateTextRequest.SerializeToString,
                 response_deserializer=service_dot_pb_dot_translation_dot_v1_dot_translation__pb2.TranslateTextResponse.FromString,
                 _registered_method=True)
+        self.StreamTranslateText = channel.unary_stream(
+                '/translation.v1.TranslationService/StreamTranslateText',
+                request_serializer=service_dot_pb_dot_translation_dot_v1_dot_translation__pb2.TranslateTextRequest.SerializeToString,
+                response_deserializer=service_dot_pb_dot_translation_dot_v1_dot_translation__pb2.StreamTranslateTextResponse.FromString,
+                _registered_method=True)
+        self.ScoreText = channel.unary_unary(
+                '/translation.v1.TranslationService/ScoreText',
+                request_serializer=service_dot_pb_dot_translation_dot_v1_dot_translation__pb2.ScoreTextRequest.SerializeToString,
+                response_deserializer=service_dot_pb_dot_translation_dot_v1_dot_translation__pb2.ScoreTextResponse.FromString,
+                _registered_method=True)
         self.GetServerInfo = channel.unary_unary(
                 '/translation.v1.TranslationService/GetServerInfo',
                 request_serializer=service_dot_pb_dot_translation_dot_v1_dot_translation__pb2.GetServerInfoRequest.SerializeToString,
@@ -61,6 +71,21 @@ class TranslationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StreamTranslateText(self, request, context):
+        """As TranslateText, and hands out text as soon as it can no longer change. The pieces of an item joined are its
+        `translated_text`, byte for byte; the last message is the reply that TranslateText would have given.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ScoreText(self, request, context):
+        """Tells how probable the model finds translations that the caller gives.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetServerInfo(self, request, context):
         """Publishes the limits, the models and the build, so that a client can stay inside them.
         """
@@ -75,6 +100,16 @@ def add_TranslationServiceServicer_to_server(servicer, server):
                     servicer.TranslateText,
                     request_deserializer=service_dot_pb_dot_translation_dot_v1_dot_translation__pb2.TranslateTextRequest.FromString,
                     response_serializer=service_dot_pb_dot_translation_dot_v1_dot_translation__pb2.TranslateTextResponse.SerializeToString,
+            ),
+            'StreamTranslateText': grpc.unary_stream_rpc_method_handler(
+                    servicer.StreamTranslateText,
+                    request_deserializer=service_dot_pb_dot_translation_dot_v1_dot_translation__pb2.TranslateTextRequest.FromString,
+                    response_serializer=service_dot_pb_dot_translation_dot_v1_dot_translation__pb2.StreamTranslateTextResponse.SerializeToString,
+            ),
+            'ScoreText': grpc.unary_unary_rpc_method_handler(
+                    servicer.ScoreText,
+                    request_deserializer=service_dot_pb_dot_translation_dot_v1_dot_translation__pb2.ScoreTextRequest.FromString,
+                    response_serializer=service_dot_pb_dot_translation_dot_v1_dot_translation__pb2.ScoreTextResponse.SerializeToString,
             ),
             'GetServerInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetServerInfo,
@@ -110,6 +145,60 @@ class TranslationService:
             '/translation.v1.TranslationService/TranslateText',
             service_dot_pb_dot_translation_dot_v1_dot_translation__pb2.TranslateTextRequest.SerializeToString,
             service_dot_pb_dot_translation_dot_v1_dot_translation__pb2.TranslateTextResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamTranslateText(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/translation.v1.TranslationService/StreamTranslateText',
+            service_dot_pb_dot_translation_dot_v1_dot_translation__pb2.TranslateTextRequest.SerializeToString,
+            service_dot_pb_dot_translation_dot_v1_dot_translation__pb2.StreamTranslateTextResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ScoreText(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/translation.v1.TranslationService/ScoreText',
+            service_dot_pb_dot_translation_dot_v1_dot_translation__pb2.ScoreTextRequest.SerializeToString,
+            service_dot_pb_dot_translation_dot_v1_dot_translation__pb2.ScoreTextResponse.FromString,
             options,
             channel_credentials,
             insecure,
