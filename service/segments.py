@@ -1,4 +1,4 @@
-"""Raw text to segments and back: which characters are translated together, and what stands between them.
+"""Raw text to segments: which characters are translated together (`service.joining` puts the translations together).
 
 An item of a request is cut into *segments*, mostly sentences, whose texts joined are the item: no character is lost or
 seen twice. Line breaks always end a segment. White space around a segment is kept beside it and never translated, so
@@ -245,30 +245,6 @@ def _split_sentence(leading: str, core: str, trailing: str, encode: Encode, limi
             )
         )
     return segments
-
-
-def join_translations(segments: Sequence[Segment], translations: Sequence[str], target_language: str) -> list[str]:
-    """The target text of each segment with the white space around it; joined they are the translation of the item.
-
-    White space is kept as it was, with two exceptions inside a line. Between sentences of a language written without
-    spaces (Chinese, Japanese) a single space is dropped, unless it parts two ASCII characters. Into a language written
-    with spaces, one is put after a full-width stop that had none.
-
-    `translations` are those of the cores ("" for a blank segment), one for each segment.
-    """
-    is_unspaced = target_language.split("-", maxsplit=1)[0].lower() in ("zh", "ja", "yue")
-    texts = []
-    last = len(segments) - 1
-    for i, (segment, translation) in enumerate(zip(segments, translations, strict=True)):
-        trailing = segment.trailing
-        if i < last and segment.core and segments[i + 1].core:
-            if is_unspaced and trailing == " ":
-                if not (translation[-1:].isascii() and translations[i + 1][:1].isascii()):
-                    trailing = ""
-            elif not is_unspaced and not trailing and segment.core[-1] in _UNSPACED_ENDS + "，；：、」』】》）":
-                trailing = " "
-        texts.append(segment.leading + translation + trailing)
-    return texts
 
 
 def _sentences(text: str) -> Iterator[str]:

@@ -13,6 +13,7 @@ spell: a text that literally says "<s>" or "<ph0>" becomes ordinary pieces, and 
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import re
@@ -192,15 +193,74 @@ class _Side:
             if pending:
                 parts.append(pending.decode("utf-8", errors="replace"))
                 pending.clear()
-            if not 0 <= token_id < self.vocab_size:
-                raise ValueError(f"A token id must be between 0 and {self.vocab_size - 1}, but is {token_id}.")
-            if token_id == UNK_ID:
-                parts.append(_REPLACEMENT)
-            elif token_id >= len(SPECIAL_PIECES):
-                parts.append(self.pieces[token_id].replace(_SPACE, " "))
+            parts.append(self.decode_one(token_id))
         if pending:
             parts.append(pending.decode("utf-8", errors="replace"))
         return "".join(parts).strip(" ")
+
+    def part_of(self, token_id: int) -> str | int:
+        """What one id adds to a text: characters, or a byte's value."""
+        value = self._byte_values.get(token_id)
+        return self.decode_one(token_id) if value is None else value
+
+    def decode_one(self, token_id: int) -> str:
+        """Characters of an id that is no byte piece; see `decode`."""
+        if not 0 <= token_id < self.vocab_size:
+            raise ValueError(f"A token id must be between 0 and {self.vocab_size - 1}, but is {token_id}.")
+        if token_id == UNK_ID:
+            return _REPLACEMENT
+        return self.pieces[token_id].replace(_SPACE, " ") if token_id >= len(SPECIAL_PIECES) else ""
+
+
+class GrowingText:
+    """The text of ids that come one after the other: what it gives out, joined, is the `decode` of them all.
+
+    Only text that no further id can change is given out: characters whose bytes are complete, and spaces that stand
+    between others.
+    """
+
+    def __init__(self, side: _Side) -> None:
+        self._side = side
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._is_in_bytes = False
+        self._has_begun = False
+        self._num_spaces = 0  # held back until something follows them
+
+    def add(self, ids: Iterable[int]) -> str:
+        """The text that has become certain with these ids.
+
+        Raises:
+            ValueError: if an id is outside the vocabulary.
+        """
+        parts: list[str] = []
+        for token_id in ids:
+            part = self._side.part_of(token_id)
+            if isinstance(part, int):
+                self._is_in_bytes = True
+                parts.append(self._utf8.decode(bytes((part,))))
+            else:
+                if self._is_in_bytes:
+                    parts.append(self._end_bytes())
+                parts.append(part)
+        return self._without_outer_spaces("".join(parts))
+
+    def end(self) -> str:
+        """The rest, when no id will follow."""
+        return self._without_outer_spaces(self._end_bytes())
+
+    def _end_bytes(self) -> str:
+        self._is_in_bytes = False
+        return self._utf8.decode(b"", final=True)
+
+    def _without_outer_spaces(self, text: str) -> str:
+        inner = text.rstrip(" ")
+        if not inner:
+            self._num_spaces += len(text)
+            return ""
+        before = " " * self._num_spaces + inner if self._has_begun else inner.lstrip(" ")
+        self._has_begun = True
+        self._num_spaces = len(text) - len(inner)
+        return before
 
 
 class Tokenizer:
@@ -308,6 +368,10 @@ class Tokenizer:
             ValueError: if an id is outside the vocabulary.
         """
         return self._target.decode(ids)
+
+    def growing_target(self) -> GrowingText:
+        """The text of target ids that become known bit by bit: as `decode_target` of them all."""
+        return GrowingText(self._target)
 
     def decode_targets(self, batch: Iterable[Iterable[int]]) -> list[str]:
         """`decode_target` of each row, in order."""

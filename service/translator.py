@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from service import request
 from service.config import LimitsConfig
 from service.flags import is_repetitive, lost_placeholders
+from service.joining import join_translations
 from service.loop_group import LoopGroup
 from service.pb.translation.v1 import translation_pb2 as pb
 from service.refusals import DeadlineError, FieldViolation, InvalidRequestError, NotServedError, shortened
 from service.request import DecodingOptions, FinishReason
-from service.segments import Segment, join_translations, split_item
+from service.segments import Segment, split_item
 from service.tokenizer import Tokenizer
 
 PLAIN_TEXT = "text/plain"

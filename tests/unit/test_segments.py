@@ -6,7 +6,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from service.segments import Encode, Segment, join_translations, split_item
+from service.joining import join_translations
+from service.segments import Encode, Segment, split_item
 
 MANY = 10_000
 
