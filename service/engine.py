@@ -1,8 +1,8 @@
 """The decoding loop's one step: plan, run, commit.
 
     plan    who leaves (cancelled, expired), who joins (first in, first out, within the encoder's budget)
-    run     encode the newcomers, place them, one decoding step of all rows, decide every row's next token
-    commit  append the tokens, end what is finished, close the gaps in the slab
+    run     encode the newcomers, place them, close the gaps in the slab, one decoding step of all rows
+    commit  decide how every hypothesis goes on, end what is finished, copy what beams share
 
 A failure stays as small as it can: a failed encoder run fails its newcomers, a failed decoding step fails the rows it
 decoded, a row whose numbers are broken fails alone; the next step starts from a sound state. Every sequence comes back
@@ -11,14 +11,21 @@ exactly once, in the report of the step in which it ended.
 
 from __future__ import annotations
 
+import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
+import numpy as np
+
+from service.lane import Lane
+from service.plain_search import advance_beams, advance_greedy
 from service.request import FinishReason, Sequence
-from service.runner import Candidates, EncodedBatch, Runner
-from service.scheduler import RowMove, Scheduler, SchedulerLimits
-from service.search import Advance, GreedySearch, Search
+from service.rows import RowCopy, RowStore
+from service.runner import EncodedBatch, Runner, StepOutputs
+from service.scheduler import Scheduler, SchedulerLimits
+from service.search import Search, SearchError
 from service.tokenizer import BOS_ID, EOS_ID
 
 
@@ -28,6 +35,8 @@ class StepReport:
 
     finished: list[Sequence]
     """Every sequence that ended in this step, for whatever reason; each appears in one report only."""
+    progress: list[tuple[Sequence, list[int]]]
+    """Target tokens that have become certain, of the sequences that want to be told."""
     num_rows: int
     """Rows that decoded; 0 when no decoding step ran."""
     num_admitted: int
@@ -41,7 +50,7 @@ class StepReport:
     num_waiting: int
     """Sequences that wait after the step."""
     num_target_tokens: int
-    """Target tokens committed."""
+    """Target positions decided: one for each sequence that decoded, however many rows it has."""
     num_source_tokens: int
     """Source tokens encoded, without padding."""
     num_padded_source_tokens: int
@@ -59,22 +68,22 @@ class StepReport:
 
 
 class Engine:
-    """Drives a runner by a scheduler and a search. Used by one thread at a time."""
+    """Drives a runner by a scheduler and the searches. Used by one thread at a time."""
 
     def __init__(
         self,
         runner: Runner,
         scheduler: Scheduler,
-        search: Search,
         *,
         bos_id: int = BOS_ID,
+        eos_id: int = EOS_ID,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Args:
             runner: computes the numbers.
             scheduler: its `max_rows` must not exceed the runner's.
-            search: decides the tokens.
             bos_id: the token every target starts from.
+            eos_id: the token that ends a target.
             clock: monotonic seconds.
 
         Raises:
@@ -94,13 +103,17 @@ class Engine:
             raise ValueError(" ".join(problems))
         self.runner = runner
         self.scheduler = scheduler
-        self._search = search
-        self._bos_id = bos_id
+        self._eos_id = eos_id
         self._clock = clock
+        self._store = RowStore(max_rows=limits.max_rows, max_target_tokens=runner.max_target_tokens, bos_id=bos_id)
+        self._search = Search(self._store, eos_id=eos_id)
+        self._lanes: dict[Sequence, Lane] = {}
         self._finished: list[Sequence] = []
+        self._progress: list[tuple[Sequence, list[int]]] = []
+        self._num_steps = 0
 
     @classmethod
-    def greedy(
+    def over(
         cls,
         runner: Runner,
         *,
@@ -109,22 +122,31 @@ class Engine:
         max_encode_tokens_per_step: int = 1024,
         clock: Callable[[], float] = time.monotonic,
     ) -> Engine:
-        """An engine with greedy search that uses all rows of `runner`; the queue limits as in `SchedulerLimits`."""
+        """An engine that uses all of `runner`; the queue limits as in `SchedulerLimits`."""
         limits = SchedulerLimits(
             max_rows=runner.max_rows,
             max_source_tokens=runner.max_source_tokens,
             source_vocabulary_size=runner.source_vocabulary_size,
+            target_vocabulary_size=runner.target_vocabulary_size,
             max_waiting_sequences=max_waiting_sequences,
             max_waiting_tokens=max_waiting_tokens,
             max_encode_tokens_per_step=max_encode_tokens_per_step,
         )
-        scheduler = Scheduler(limits, padded_length=runner.padded_length)
-        return cls(runner, scheduler, GreedySearch(eos_id=EOS_ID), clock=clock)
+        return cls(runner, Scheduler(limits, padded_length=runner.padded_length), clock=clock)
 
     @property
     def is_idle(self) -> bool:
         """Whether a step would have nothing to do."""
         return self.scheduler.is_idle
+
+    @property
+    def store(self) -> RowStore:
+        """What every row and lane holds. Not to be changed."""
+        return self._store
+
+    def open_hypotheses(self, sequence: Sequence) -> list[list[int]]:
+        """The target tokens of a running sequence's open hypotheses so far, in their order."""
+        return [self._store.target_ids(row) for row in self._lanes[sequence].open]
 
     def submit(self, sequences: Collection[Sequence]) -> None:
         """Queues sequences, all of them or none.
@@ -146,8 +168,8 @@ class Engine:
         started_at = self._clock()
         plan = self.scheduler.plan(started_at)
         self._finished.extend(item.sequence for item in plan.drop)
-        moves = self.scheduler.drop(plan, started_at)
-        decode_error = self._move_rows(moves) if moves else None
+        for sequence in self.scheduler.drop(plan, started_at):
+            self._vacate(sequence)
 
         num_source_tokens = num_padded = 0
         encode_seconds = 0.0
@@ -159,8 +181,8 @@ class Engine:
             encode_seconds = encoded_at - encode_started_at
             if isinstance(encoded, Exception):
                 encode_error = encoded
-                self._fail(plan.admit, encoded)
                 self.scheduler.discard(plan.admit)
+                self._end_failed(plan.admit, encoded)
             else:
                 num_source_tokens, num_padded = encoded.num_tokens, encoded.num_padded_tokens
                 self.scheduler.start(plan.admit, started_at)
@@ -168,26 +190,29 @@ class Engine:
                     sequence.encoded_at = encoded_at
                     sequence.encode_seconds = encode_seconds
 
-        rows = list(self.scheduler.running)
+        decode_error = self._compact()
+        num_rows = self._store.num_rows
         decode_seconds = 0.0
         num_target_tokens = 0
-        if rows:
+        if num_rows:
+            num_target_tokens = len(self._lanes)
             decode_started_at = self._clock()
-            candidates = self._decode(rows)
+            outputs = self._decode()
             decoded_at = self._clock()
             decode_seconds = decoded_at - decode_started_at
-            if isinstance(candidates, Exception):
-                decode_error = candidates
-                self._fail(rows, candidates)
-                self.scheduler.leave(rows)
+            if isinstance(outputs, Exception):
+                decode_error = outputs
+                num_target_tokens = 0
+                self._fail(self.scheduler.running, outputs)
             else:
-                num_target_tokens, move_error = self._commit(rows, candidates, decoded_at)
-                decode_error = move_error or decode_error
+                decode_error = self._commit(outputs, decoded_at) or decode_error
 
         finished, self._finished = self._finished, []
+        progress, self._progress = self._progress, []
         return StepReport(
             finished=finished,
-            num_rows=len(rows),
+            progress=progress,
+            num_rows=num_rows,
             num_admitted=0 if encode_error else len(plan.admit),
             num_dropped=len(plan.drop),
             num_dropped_steps=sum(item.sequence.num_steps for item in plan.drop),
@@ -230,6 +255,9 @@ class Engine:
         """
         ended = dict.fromkeys([*self._finished, *self.scheduler.clear()])
         self._finished = []
+        self._progress = []
+        self._lanes.clear()
+        self._store.clear()
         now = self._clock()
         for sequence in ended:
             if not sequence.is_finished:
@@ -237,86 +265,183 @@ class Engine:
         return list(ended)
 
     def _encode(self, sequences: list[Sequence]) -> EncodedBatch | Exception:
-        """Encodes newcomers and places them in the rows they are about to own; changes no row in use."""
+        """Gives newcomers lanes and rows and encodes them; takes the lanes back when that fails."""
+        for sequence in sequences:
+            limit = self.runner.max_target_tokens
+            own = sequence.options.max_target_tokens
+            lane = Lane(sequence, limit if own is None else min(own, limit), eos_id=self._eos_id)
+            lane.first_step = self._num_steps
+            self._store.enter(lane, sequence.options.num_rows, lane.limit)
+            lane.start(lane.rows)
+            self._lanes[sequence] = lane
         try:
             batch = self.runner.encode([sequence.source_ids for sequence in sequences])
-            for row, encoded in enumerate(batch.sources, start=self.scheduler.num_running):
-                self.runner.place(row, encoded)
+            for sequence, encoded in zip(sequences, batch.sources, strict=True):
+                self.runner.place(self._lanes[sequence].lane, encoded)
         except Exception as error:
+            for sequence in sequences:
+                self._vacate(sequence)
             return error
         return batch
 
-    def _decode(self, rows: list[Sequence]) -> Candidates | Exception:
-        """One decoding step; the caches gain a position that the next step overwrites if this one is not committed."""
-        bos_id = self._bos_id
+    def _compact(self) -> Exception | None:
+        """Closes gaps in the slab. Where that fails, nobody knows what the slab holds: everybody who runs fails."""
         try:
-            return self.runner.decode_step(
-                [sequence.target_ids[-1] if sequence.target_ids else bos_id for sequence in rows],
-                [len(sequence.target_ids) for sequence in rows],
-                [len(sequence.source_ids) for sequence in rows],
-                self._search.num_candidates,
-            )
+            for copy in self._store.compact():
+                if isinstance(copy, RowCopy):
+                    self._copy_row(copy)
+                else:
+                    self.runner.copy_lane(copy.source_lane, copy.target_lane, source_length=copy.source_length)
         except Exception as error:
-            return error
-
-    def _commit(self, rows: list[Sequence], candidates: Candidates, now: float) -> tuple[int, Exception | None]:
-        """Decides every row, then appends tokens and lets go of what ended.
-
-        Returns:
-            The number of tokens committed, and what moving rows failed with, if it did.
-        """
-        token_ids: list[list[int]] = candidates.token_ids.tolist()
-        log_probabilities: list[list[float]] = candidates.log_probabilities.tolist()
-        max_target_tokens = self.runner.max_target_tokens
-        advance = self._search.advance
-        decided: list[Advance | Exception] = []
-        for row, sequence in enumerate(rows):
-            try:
-                decided.append(advance(sequence, token_ids[row], log_probabilities[row], max_target_tokens))
-            except Exception as error:
-                decided.append(error)
-
-        num_rows = len(rows)
-        num_tokens = 0
-        leaving: list[Sequence] = []
-        for sequence, outcome in zip(rows, decided, strict=True):
-            sequence.num_steps += 1
-            sequence.max_rows_shared = max(sequence.max_rows_shared, num_rows)
-            if isinstance(outcome, Exception):
-                self._fail([sequence], outcome)
-                leaving.append(sequence)
-                continue
-            if not sequence.target_ids:
-                sequence.first_token_at = now
-            sequence.target_ids.append(outcome.token_id)
-            sequence.token_log_probabilities.append(outcome.log_probability)
-            num_tokens += 1
-            if outcome.finish_reason is not None:
-                sequence.finish(outcome.finish_reason, now)
-                self._finished.append(sequence)
-                leaving.append(sequence)
-        if not leaving:
-            return num_tokens, None
-        return num_tokens, self._move_rows(self.scheduler.leave(leaving))
-
-    def _move_rows(self, moves: list[RowMove]) -> Exception | None:
-        """Closes gaps in the slab. Where that fails, nobody knows what the slab holds: every running row fails."""
-        try:
-            for move in moves:
-                self.runner.move_row(
-                    move.source_row,
-                    move.target_row,
-                    past_length=len(move.sequence.target_ids),
-                    source_length=len(move.sequence.source_ids),
-                )
-        except Exception as error:
-            rows = list(self.scheduler.running)
-            self._fail(rows, error)
-            self.scheduler.leave(rows)
+            self._fail(self.scheduler.running, error)
             return error
         return None
 
-    def _fail(self, sequences: Iterable[Sequence], error: Exception) -> None:
+    def _copy_row(self, copy: RowCopy) -> None:
+        if copy.start < copy.stop:
+            self.runner.copy_row(copy.source_row, copy.target_row, start=copy.start, stop=copy.stop)
+
+    def _copy_rows(self, copies: Iterable[RowCopy]) -> Exception | None:
+        """Copies what beams share. Where that fails, everybody who runs fails, as in `_compact`."""
+        try:
+            for copy in copies:
+                self._copy_row(copy)
+        except Exception as error:
+            self._fail(self.scheduler.running, error)
+            return error
+        return None
+
+    def _note_progress(self, lanes: Iterable[Lane]) -> None:
+        for lane in lanes:
+            certain = [] if lane.sequence.is_finished else self._search.newly_certain(lane)
+            if certain:
+                self._progress.append((lane.sequence, certain))
+
+    def _decode(self) -> StepOutputs | Exception:
+        """One decoding step; the caches gain a position that the next step overwrites if this one is not committed."""
+        num_candidates = 1
+        with_attention = False
+        for lane in self._lanes.values():
+            num_candidates = max(num_candidates, lane.num_candidates)
+            with_attention |= lane.keeps_attention
+        inputs = self._store.inputs(
+            num_candidates=min(num_candidates, self.runner.target_vocabulary_size), with_attention=with_attention
+        )
+        try:
+            outputs = self.runner.decode_step(inputs)
+        except Exception as error:
+            return error
+        self._num_steps += 1
+        return outputs
+
+    def _commit(self, outputs: StepOutputs, now: float) -> Exception | None:
+        """Decides every hypothesis, lets go of what ended, and copies what beams share.
+
+        Returns:
+            What copying failed with, if it did.
+        """
+        self._store.note_step()
+        greedy: list[Lane] = []
+        beams: defaultdict[int, list[Lane]] = defaultdict(list)
+        others: list[Lane] = []
+        talkative: list[Lane] = []
+        for lane in self._lanes.values():
+            if lane.is_plain_greedy:
+                greedy.append(lane)
+            elif lane.is_plain_beam and len(lane.open) == lane.options.beam_size:
+                beams[lane.options.beam_size].append(lane)
+            else:
+                others.append(lane)
+            if lane.first_step == self._num_steps - 1:
+                lane.sequence.first_token_at = now
+            if lane.sequence.on_progress is not None:
+                talkative.append(lane)
+        if greedy:
+            self._commit_greedy(greedy, outputs, now)
+        copies: list[RowCopy] = []
+        for size, lanes in beams.items():
+            special, advanced, made = advance_beams(self._store, lanes, size, outputs, self._eos_id)
+            copies += made
+            others += special
+            for lane in advanced:
+                if lane.ended and lane.is_decided(float(self._store.scores[lane.open].max())):
+                    self._conclude(lane, now)
+        copies += self._commit_others(others, outputs, now)
+        self._note_progress(talkative)
+        return self._copy_rows(copies)
+
+    def _commit_others(self, lanes: list[Lane], outputs: StepOutputs, now: float) -> list[RowCopy]:
+        """The next tokens of lanes with whatever options, one by one; what they need copied."""
+        copies: list[RowCopy] = []
+        for lane in lanes:
+            try:
+                is_over, made = self._search.advance(lane, outputs)
+            except Exception as error:
+                self._fail([lane.sequence], error)
+                continue
+            copies += made
+            if is_over:
+                self._finish(lane, now)
+        return copies
+
+    def _commit_greedy(self, lanes: list[Lane], outputs: StepOutputs, now: float) -> None:
+        """The next token of every lane of plain greedy search."""
+        store = self._store
+        if len(lanes) == store.num_rows:  # nobody else runs
+            owners = [lane for lane in store.row_tenants() if isinstance(lane, Lane)]
+            asks = advance_greedy(store, slice(0, store.num_rows), outputs, self._eos_id)
+        else:
+            owners = lanes
+            asks = advance_greedy(store, np.array([lane.rows[0] for lane in lanes]), outputs, self._eos_id)
+        for index in np.flatnonzero(asks).tolist():
+            lane = owners[index]
+            row = lane.rows[0]
+            value = float(outputs.candidate_log_probabilities[row, 0])
+            if not math.isfinite(value):
+                token_id = int(outputs.candidate_ids[row, 0])
+                error = SearchError(
+                    f"A log-probability must be finite, but is {value} for token {token_id} "
+                    f"at position {store.lengths[row]}."
+                )
+                self._fail([lane.sequence], error)
+                continue
+            has_ended = store.last_ids[row] == self._eos_id
+            if has_ended or store.lengths[row] >= lane.limit:
+                values = store.target_log_probabilities(row)
+                reason = FinishReason.STOP if has_ended else FinishReason.LENGTH
+                lane.end(row, store.target_ids(row), values, math.fsum(values), reason)
+                self._conclude(lane, now)
+            else:
+                self._search.check_growing_loop(lane)
+
+    def _conclude(self, lane: Lane, now: float) -> None:
+        """The search of a lane is over: its sequence ends, unless it is decoded again."""
+        if self._search.conclude(lane):
+            self._finish(lane, now)
+
+    def _finish(self, lane: Lane, now: float) -> None:
+        sequence = lane.sequence
+        sequence.hypotheses = lane.results()
+        self._vacate(sequence)
+        self.scheduler.leave([sequence])
+        sequence.finish(sequence.hypotheses[0].finish_reason, now)
+        self._finished.append(sequence)
+
+    def _vacate(self, sequence: Sequence) -> None:
+        """Takes a sequence's lane back."""
+        lane = self._lanes.pop(sequence)
+        sequence.num_steps = self._num_steps - lane.first_step
+        sequence.max_rows_shared = int(self._store.most_shared[lane.rows].max())
+        self._store.leave(lane)
+
+    def _fail(self, sequences: Collection[Sequence], error: Exception) -> None:
+        """Running sequences end with FAILED."""
+        for sequence in sequences:
+            self._vacate(sequence)
+        self.scheduler.leave(sequences)
+        self._end_failed(sequences, error)
+
+    def _end_failed(self, sequences: Iterable[Sequence], error: Exception) -> None:
         now = self._clock()
         for sequence in sequences:
             sequence.finish(FinishReason.FAILED, now, error)

@@ -1,7 +1,7 @@
 """The one thread that owns the engine, and the door other threads come through.
 
 Other threads submit and cancel; the loop takes both over between steps, steps while there is work, sleeps when there is
-none, and hands each step's finished sequences over together: one call a step, not one a sequence.
+none, and hands over what each step has to tell together: one call a step, not one a sequence.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager
 
 from service.engine import Engine, StepReport
-from service.request import Sequence
+from service.request import Delivery, Sequence
 from service.scheduler import SchedulerLimits
 
 logger = logging.getLogger(__name__)
@@ -36,13 +36,13 @@ class LoopState(enum.Enum):
     STOPPED = "stopped"
 
 
-def deliver_directly(sequences: list[Sequence]) -> None:
-    """Calls each sequence's `on_finished` in the engine's thread; one that raises does not keep the others from it."""
-    for sequence in sequences:
+def deliver_directly(deliveries: list[Delivery]) -> None:
+    """Tells each sequence's owner in the engine's thread; one that raises does not keep the others from it."""
+    for delivery in deliveries:
         try:
-            sequence.on_finished(sequence)
+            delivery.make()
         except Exception:
-            logger.exception("A finished sequence's callback failed.")
+            logger.exception("A sequence's callback failed.")
 
 
 def observe_nothing(report: StepReport) -> None:
@@ -57,15 +57,15 @@ class EngineLoop:
         self,
         engine: Engine,
         *,
-        deliver: Callable[[list[Sequence]], None] = deliver_directly,
+        deliver: Callable[[list[Delivery]], None] = deliver_directly,
         observe: Callable[[StepReport], None] = observe_nothing,
         clock: Callable[[], float] = time.monotonic,
         name: str = "engine",
     ) -> None:
         """Args:
         engine: not to be touched by others from now on.
-        deliver: called in the engine's thread, once a step that ended sequences, with all of them; it must see to
-            it that each one's `on_finished` is called, and return at once. An asyncio side passes one that calls
+        deliver: called in the engine's thread, once a step that has something to tell, with all of it; it must see to
+            it that each one is made, in this order, and return at once. An asyncio side passes one that calls
             `call_soon_threadsafe` once.
         observe: called in the engine's thread after each step, before `deliver`.
         clock: monotonic seconds, the engine's.
@@ -232,14 +232,14 @@ class EngineLoop:
                 # Not a failure of the runner, which a step ends well, but a bug: what the engine holds is not trusted.
                 logger.exception("The engine's step broke off; every sequence in it fails.")
                 self._num_consecutive_failures += 1
-                self._hand_over(self._engine.fail_all(error))
+                self._hand_over([], self._engine.fail_all(error))
                 continue
             self._count_failures(report)
             try:
                 self._observe(report)
             except Exception:
                 logger.exception("The observer of the engine's steps failed.")
-            self._hand_over(report.finished)
+            self._hand_over(report.progress, report.finished)
         self._fail_the_rest()
 
     def _wait_for_work(self) -> bool:
@@ -278,11 +278,13 @@ class EngineLoop:
         elif report.num_rows:
             self._num_consecutive_failures = 0
 
-    def _hand_over(self, finished: list[Sequence]) -> None:
-        if not finished:
+    def _hand_over(self, progress: list[tuple[Sequence, list[int]]], finished: list[Sequence]) -> None:
+        if not progress and not finished:
             return
+        deliveries = [Delivery(sequence, ids) for sequence, ids in progress]
+        deliveries += [Delivery(sequence, None) for sequence in finished]
         try:
-            self._deliver(finished)
+            self._deliver(deliveries)
         except Exception:
             logger.exception("Delivering %d finished sequences failed.", len(finished))
 
@@ -292,6 +294,6 @@ class EngineLoop:
             rest = self._engine.fail_all(DrainingError("The engine loop was stopped before this sequence ended."))
             self._is_asleep = True
             self._oldest_waiting_since = None
-        self._hand_over(rest)
+        self._hand_over([], rest)
         with self._changed:
             self._changed.notify_all()

@@ -11,7 +11,7 @@ from service.engine import Engine, StepReport
 from service.engine_loop import EngineLoop
 from service.loop_group import LoopGroup
 from service.model_runner import ModelRunnerError, OnnxModelRunner
-from service.request import Sequence
+from service.request import Delivery
 from service.same_bytes import ProbeResult, probe_same_bytes
 from service.translator import ServedModel
 
@@ -110,7 +110,7 @@ def open_model(directory: str | Path, config: EngineConfig) -> OpenedModel:
 
 
 def load_models(
-    config: Config, *, deliver: Callable[[list[Sequence]], None], observe: Callable[[StepReport], None]
+    config: Config, *, deliver: Callable[[list[Delivery]], None], observe: Callable[[StepReport], None]
 ) -> list[ServedModel]:
     """Every model of the configured directory, its engine loop not yet started. Takes seconds.
 
@@ -149,12 +149,12 @@ def _serve(
     model: OpenedModel,
     limits: LimitsConfig,
     config: EngineConfig,
-    deliver: Callable[[list[Sequence]], None],
+    deliver: Callable[[list[Delivery]], None],
     observe: Callable[[StepReport], None],
 ) -> ServedModel:
     manifest = model.bundle.manifest
     engines = [
-        Engine.greedy(
+        Engine.over(
             runner,
             max_waiting_sequences=limits.max_waiting_segments,
             max_waiting_tokens=limits.max_waiting_tokens,

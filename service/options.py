@@ -183,7 +183,7 @@ class DecodingOptions:
                 ("suppressed_sequences", tuple(t for sequence in self.suppressed_sequences for t in sequence)),
                 ("target_prefix", self.target_prefix),
             ):
-                if ids and not (0 <= min(ids) and max(ids) < vocabulary_size):
+                if ids and (min(ids) < 0 or max(ids) >= vocabulary_size):
                     problems.append(
                         f"`{name}` must have token ids between 0 and {vocabulary_size - 1}, "
                         f"but reaches from {min(ids)} to {max(ids)}."

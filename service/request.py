@@ -1,8 +1,8 @@
 """What one segment asks of the engine, and everything that becomes known about it on the way.
 
 A `Sequence` is the one object of a segment in flight: the edge makes it, the scheduler queues it, the engine decodes
-it and it comes back with its tokens, scores, finish reason and timings. Nothing here knows gRPC, ONNX Runtime, a clock
-or a thread; times are seconds of one monotonic clock that the caller chooses.
+it and it comes back with its hypotheses, finish reason and timings. Nothing here knows gRPC, ONNX Runtime, a clock or a
+thread; times are seconds of one monotonic clock that the caller chooses.
 """
 
 from __future__ import annotations
@@ -11,15 +11,23 @@ import enum
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from service.options import DecodingOptions
 
 
 class FinishReason(enum.Enum):
-    """Why a segment ended."""
+    """Why a segment, or one of its hypotheses, ended."""
 
     STOP = "stop"
     """The model ended the sentence."""
     LENGTH = "length"
     """The limit of target tokens was reached; the text may be cut."""
+    REPETITION = "repetition"
+    """The target looped, and did not end by itself when it was decoded again so that the loop could not recur."""
     BLANK = "blank"
     """There was nothing to translate; set at the edge, such a segment never reaches the engine."""
     CANCELLED = "cancelled"
@@ -34,21 +42,31 @@ class InvalidSequenceError(ValueError):
     """A sequence that this engine can never decode. The message names every problem."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class DecodingOptions:
-    """How a caller wants a segment decoded."""
-
-    max_target_tokens: int | None = None
-    """The most target tokens, end of sentence included; None: as many as the engine's cache holds."""
-
-    def problems(self) -> list[str]:
-        """Every rule these options break, in words; empty when they are sound."""
-        if self.max_target_tokens is not None and self.max_target_tokens < 1:
-            return [f"`max_target_tokens` must be at least 1, but is {self.max_target_tokens}."]
-        return []
-
-
 DEFAULT_OPTIONS = DecodingOptions()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hypothesis:
+    """One result of a sequence."""
+
+    target_ids: list[int]
+    """Target token ids; the end of sentence is last when the finish reason is STOP."""
+    token_log_probabilities: list[float]
+    """The model's own natural-log probability of each of `target_ids`, as float32 values."""
+    score: float
+    """Their sum."""
+    normalized_score: float
+    """What it was ranked by: the search score over a power of the length, and the coverage term (docs/decoding.md)."""
+    finish_reason: FinishReason
+    """STOP, LENGTH or REPETITION."""
+    attention: npt.NDArray[np.float32] | None
+    """[T,S]: of each target token, the end of sentence included, over the source tokens; None unless asked for."""
+
+    @property
+    def text_ids(self) -> list[int]:
+        """Target token ids without the end of sentence: what the tokenizer turns into text."""
+        ends = self.finish_reason is FinishReason.STOP
+        return self.target_ids[:-1] if ends else list(self.target_ids)
 
 
 def ignore_finished(sequence: Sequence) -> None:
@@ -67,20 +85,21 @@ class Sequence:
     """Monotonic seconds after which nobody wants it; None: never."""
     on_finished: Callable[[Sequence], None] = ignore_finished
     """Called exactly once, when the sequence has ended, by whoever delivers it (see `EngineLoop`)."""
+    on_progress: Callable[[Sequence, list[int]], None] | None = None
+    """Called by the same with target tokens that have become certain, in their order, each once; those that were not
+    certain before the sequence ended come with the result."""
 
     is_cancelled: bool = False
     """Set through `EngineLoop.cancel` (or `Scheduler.cancel`): leave by the next step."""
     arrival: int = -1
     """Order of submission, given by the scheduler; -1 before."""
-    row: int | None = None
-    """Row of the running batch it owns; None while it waits and after it ended."""
 
-    target_ids: list[int] = field(default_factory=list)
-    """Target token ids so far; ends with the end of sentence when the finish reason is STOP."""
-    token_log_probabilities: list[float] = field(default_factory=list)
-    """Natural-log probability of each of `target_ids`, as float32 values."""
+    hypotheses: list[Hypothesis] = field(default_factory=list)
+    """The results, best first; empty unless it ended well."""
+    was_guarded: bool = False
+    """Whether it looped and was decoded again."""
     finish_reason: FinishReason | None = None
-    """Why it ended; None while it has not."""
+    """Why it ended; None while it has not. Of a sequence that ended well: why its best hypothesis did."""
     error: BaseException | None = None
     """What went wrong when the finish reason is FAILED."""
 
@@ -107,15 +126,24 @@ class Sequence:
         return len(self.source_ids)
 
     @property
+    def target_ids(self) -> list[int]:
+        """Target token ids of the best hypothesis; none before the sequence has ended well."""
+        return self.hypotheses[0].target_ids if self.hypotheses else []
+
+    @property
+    def token_log_probabilities(self) -> list[float]:
+        """Of the best hypothesis; see there."""
+        return self.hypotheses[0].token_log_probabilities if self.hypotheses else []
+
+    @property
     def text_ids(self) -> list[int]:
-        """Target token ids without the end of sentence: what the tokenizer turns into text."""
-        ends = self.finish_reason is FinishReason.STOP
-        return self.target_ids[:-1] if ends else list(self.target_ids)
+        """Of the best hypothesis; see there."""
+        return self.hypotheses[0].text_ids if self.hypotheses else []
 
     @property
     def score(self) -> float:
-        """Sum of the natural-log probabilities of the target tokens, end of sentence included."""
-        return math.fsum(self.token_log_probabilities)
+        """Of the best hypothesis; see there."""
+        return self.hypotheses[0].score if self.hypotheses else 0.0
 
     @property
     def is_finished(self) -> bool:
@@ -135,3 +163,18 @@ class Sequence:
         self.finish_reason = reason
         self.error = error
         self.finished_at = now
+
+
+class Delivery(NamedTuple):
+    """One thing to tell a sequence's owner."""
+
+    sequence: Sequence
+    certain_ids: list[int] | None
+    """Target tokens that have become certain; None: the sequence has ended."""
+
+    def make(self) -> None:
+        """Tells it. What the owner's callback raises goes through."""
+        if self.certain_ids is None:
+            self.sequence.on_finished(self.sequence)
+        elif self.sequence.on_progress is not None:
+            self.sequence.on_progress(self.sequence, self.certain_ids)

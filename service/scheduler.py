@@ -1,8 +1,8 @@
-"""Who waits, who runs in which row, and who comes and goes at the next step.
+"""Who waits, who runs, and who comes and goes at the next step.
 
 Waiting sequences are served first in, first out, and nobody overtakes: what does not fit ends the admission of a step,
-so a long sentence cannot be starved by short ones. Running sequences own rows 0..B-1 without a gap; when one leaves,
-the last row moves into its place. `plan` decides and changes nothing; `drop`, `start`, `discard` and `leave` commit.
+so neither a long sentence nor one that wants many rows can be starved. Which rows they own is `service.rows`' matter.
+`plan` decides and changes nothing; `drop`, `start`, `discard` and `leave` commit.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ class SchedulerLimits:
     """The longest source a sequence may have, end of sentence included."""
     source_vocabulary_size: int
     """Source token ids are 0..source_vocabulary_size-1."""
+    target_vocabulary_size: int | None = None
+    """Target token ids are 0..target_vocabulary_size-1; None: those of options are not checked."""
     max_waiting_sequences: int = 8192
     """Sequences that may wait for a row."""
     max_waiting_tokens: int = 262_144
@@ -100,23 +102,13 @@ class StepPlan:
     """Waiting sequences that join the batch, in order of arrival."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class RowMove:
-    """The cache of `source_row` belongs into `target_row`, whose owner has left."""
-
-    sequence: Sequence
-    """The sequence that moves; its `row` is `target_row` already."""
-    source_row: int
-    target_row: int
-
-
 def no_padding(source_length: int) -> int:
     """The padded length of a source where nothing is padded."""
     return source_length
 
 
 class Scheduler:
-    """The waiting queue and the rows. Used by one thread at a time."""
+    """The waiting queue and those who run. Used by one thread at a time."""
 
     def __init__(self, limits: SchedulerLimits, *, padded_length: Callable[[int], int] = no_padding) -> None:
         """Args:
@@ -133,7 +125,8 @@ class Scheduler:
         self._padded_length = padded_length
         self._waiting: OrderedDict[Sequence, None] = OrderedDict()
         self._num_waiting_tokens = 0
-        self._running: list[Sequence] = []
+        self._running: OrderedDict[Sequence, None] = OrderedDict()
+        self._num_used_rows = 0
         self._num_arrived = 0
         self._has_cancelled = False
         # No live sequence expires before it, so a plan need not look at each; tightened whenever it looked.
@@ -141,13 +134,18 @@ class Scheduler:
 
     @property
     def running(self) -> list[Sequence]:
-        """The running sequences; the one at index `i` owns row `i`. Not to be changed."""
-        return self._running
+        """The running sequences, in the order in which they joined."""
+        return list(self._running)
 
     @property
     def num_running(self) -> int:
-        """Rows in use."""
+        """Sequences that run."""
         return len(self._running)
+
+    @property
+    def num_used_rows(self) -> int:
+        """Rows that running sequences own."""
+        return self._num_used_rows
 
     @property
     def num_waiting(self) -> int:
@@ -191,7 +189,9 @@ class Scheduler:
             raise InvalidSequenceError(" ".join(problems))
 
     def _problems(self, sequence: Sequence) -> list[str]:
-        problems = sequence.options.problems()
+        problems = sequence.options.problems(
+            max_rows=self.limits.max_rows, vocabulary_size=self.limits.target_vocabulary_size
+        )
         ids = sequence.source_ids
         if not 1 <= len(ids) <= self.limits.max_source_tokens:
             problems.append(
@@ -256,100 +256,84 @@ class Scheduler:
                     drop.append(Drop(sequence=sequence, reason=FinishReason.CANCELLED))
                 elif sequence.deadline is not None and now >= sequence.deadline:
                     drop.append(Drop(sequence=sequence, reason=FinishReason.EXPIRED))
-        num_free = self.limits.max_rows - len(self._running)
+        num_free = self.limits.max_rows - self._num_used_rows
         dropped: set[Sequence] = set()
         if drop:
             dropped = {item.sequence for item in drop}
-            num_free += sum(item.sequence.row is not None for item in drop)
+            num_free += sum(sequence.options.num_rows for sequence in dropped if sequence in self._running)
         admit: list[Sequence] = []
         budget = self.limits.max_encode_tokens_per_step
         for sequence in self._waiting:
-            if len(admit) == num_free:
+            if num_free < 1:
                 break
             if sequence in dropped:
                 continue
+            num_free -= sequence.options.num_rows
             budget -= self._padded_length(len(sequence.source_ids))
-            if budget < 0 and admit:
+            if num_free < 0 or (budget < 0 and admit):
                 break
             admit.append(sequence)
         return StepPlan(drop=drop, admit=admit)
 
-    def drop(self, plan: StepPlan, now: float) -> list[RowMove]:
+    def drop(self, plan: StepPlan, now: float) -> list[Sequence]:
         """Commits `plan.drop`: its sequences end and leave.
 
         Returns:
-            Row moves to carry out in their order.
+            Those that ran, whose rows are free now.
         """
         if not plan.drop and not self._has_cancelled and now < self._earliest_deadline:
             return []
-        rows: list[Sequence] = []
+        ran: list[Sequence] = []
         for item in plan.drop:
-            if item.sequence.row is None:
-                self._leave_queue(item.sequence)
+            if item.sequence in self._running:
+                ran.append(item.sequence)
             else:
-                rows.append(item.sequence)
+                self._leave_queue(item.sequence)
             item.sequence.finish(item.reason, now)
-        moves = self.leave(rows)
+        self.leave(ran)
         self._has_cancelled = any(sequence.is_cancelled for sequence in self.live())
         self._earliest_deadline = min(
             (sequence.deadline for sequence in self.live() if sequence.deadline is not None), default=math.inf
         )
-        return moves
+        return ran
 
     def start(self, sequences: Iterable[Sequence], now: float) -> None:
-        """Commits `plan.admit`: its sequences leave the queue and own the next free rows.
+        """Commits `plan.admit`: its sequences leave the queue and run.
 
         Raises:
-            RuntimeError: when no row is free or a sequence does not wait: a bug.
+            RuntimeError: when there are not enough free rows or a sequence does not wait: a bug.
         """
         for sequence in sequences:
-            if len(self._running) >= self.limits.max_rows:
-                raise RuntimeError(f"At most {self.limits.max_rows} sequences may run, but one more was started.")
+            num_rows = sequence.options.num_rows
+            if self._num_used_rows + num_rows > self.limits.max_rows:
+                raise RuntimeError(f"At most {self.limits.max_rows} rows may be in use, but {num_rows} more were.")
             self._leave_queue(sequence)
-            sequence.row = len(self._running)
+            self._num_used_rows += num_rows
             sequence.admitted_at = now
-            self._running.append(sequence)
+            self._running[sequence] = None
 
     def discard(self, sequences: Iterable[Sequence]) -> None:
-        """Takes waiting sequences out of the queue without a row: their encoder run failed."""
+        """Takes waiting sequences out of the queue: their encoder run failed."""
         for sequence in sequences:
             self._leave_queue(sequence)
 
-    def leave(self, sequences: Collection[Sequence]) -> list[RowMove]:
-        """Takes running sequences out of their rows and closes the gaps with the last rows.
-
-        Returns:
-            Row moves to carry out in their order.
+    def leave(self, sequences: Iterable[Sequence]) -> None:
+        """Takes running sequences out.
 
         Raises:
-            RuntimeError: when a sequence does not own the row it names: a bug.
+            RuntimeError: when a sequence does not run: a bug.
         """
-        if not sequences:
-            return []
         for sequence in sequences:
-            if sequence.row is None or self._running[sequence.row] is not sequence:
-                raise RuntimeError(f"Sequence {sequence.arrival} must own the row it leaves, but names {sequence.row}.")
-        gaps = sorted(sequence.row for sequence in sequences if sequence.row is not None)
-        for sequence in sequences:
-            sequence.row = None
-        moves: list[RowMove] = []
-        for gap in gaps:
-            while self._running and self._running[-1].row is None:
-                self._running.pop()
-            if gap >= len(self._running):
-                break
-            last = self._running.pop()
-            moves.append(RowMove(sequence=last, source_row=len(self._running), target_row=gap))
-            last.row = gap
-            self._running[gap] = last
-        return moves
+            if sequence not in self._running:
+                raise RuntimeError(f"Sequence {sequence.arrival} must run to leave, but does not.")
+            del self._running[sequence]
+            self._num_used_rows -= sequence.options.num_rows
 
     def clear(self) -> list[Sequence]:
-        """Empties the queue and the rows, without a look at what is in them; returns what was."""
+        """Empties the queue and lets go of who runs; returns them all."""
         everybody = self.live()
-        for sequence in self._running:
-            sequence.row = None
         self._running.clear()
+        self._num_used_rows = 0
         self._waiting.clear()
         self._num_waiting_tokens = 0
         self._has_cancelled = False

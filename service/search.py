@@ -1,82 +1,258 @@
-"""Which token a sequence takes next, and whether that ends it.
+"""Which hypotheses of a lane go on with which tokens, and which end: one lane at a time, with every option.
 
-A search decides and changes nothing: the engine commits what it decided. Greedy search takes the best candidate.
+docs/decoding.md defines the searches. `service.plain_search` does the same for many lanes at once where nothing special
+is asked for; both give the same results.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence as Row
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
-from service.request import FinishReason, Sequence
+from service.adjust import Continuation
+from service.draw import draw
+from service.lane import Lane
+from service.repetition import find_loop, unlooped_length
+from service.request import FinishReason
+from service.rows import RowCopy, RowStore
+from service.runner import StepOutputs
+
+LOOP_CHECK_INTERVAL = 16
+"""A greedy hypothesis is looked at for a loop whenever it has grown by so many tokens."""
+MIN_LOOP_CHECK_TOKENS = 32
 
 
 class SearchError(RuntimeError):
     """The candidates of a row cannot be used: the numbers behind them are broken."""
 
 
-class Advance(NamedTuple):
-    """One decided step of a sequence."""
+class Child(NamedTuple):
+    """An open hypothesis that goes on with a token."""
 
+    parent_row: int
     token_id: int
-    """The token it takes."""
     log_probability: float
-    """That token's natural-log probability."""
-    finish_reason: FinishReason | None
-    """Why the sequence ends with this token; None when it goes on."""
+    """The model's own."""
+    score: float
+    """Search score with this token."""
 
 
-class Search(Protocol):
-    """Decides the next token of a sequence from the best candidates of its row."""
+class Search:
+    """Advances lanes by one token."""
 
-    @property
-    def num_candidates(self) -> int:
-        """How many candidates a row it wants to see."""
-        ...
-
-    def advance(
-        self, sequence: Sequence, token_ids: Row[int], log_probabilities: Row[float], max_target_tokens: int
-    ) -> Advance:
-        """The next step of `sequence`.
-
-        Args:
-            sequence: as it stands, not changed.
-            token_ids: [N] candidates, best first.
-            log_probabilities: [N] theirs.
-            max_target_tokens: what the cache holds; the sequence's own limit may be lower.
-
-        Raises:
-            SearchError: when a log-probability is no number between minus infinity and zero.
-        """
-        ...
-
-
-class GreedySearch:
-    """Takes the most probable token; equal ones by the lower id."""
-
-    num_candidates = 1
-
-    def __init__(self, *, eos_id: int) -> None:
+    def __init__(self, store: RowStore, *, eos_id: int) -> None:
+        self._store = store
         self._eos_id = eos_id
 
-    def advance(
-        self, sequence: Sequence, token_ids: Row[int], log_probabilities: Row[float], max_target_tokens: int
-    ) -> Advance:
-        """See `Search.advance`."""
-        token_id = token_ids[0]
-        log_probability = log_probabilities[0]
-        if not math.isfinite(log_probability):
-            raise SearchError(
-                f"A log-probability must be finite, but is {log_probability} for token {token_id} "
-                f"at position {len(sequence.target_ids)}."
-            )
-        if token_id == self._eos_id:
-            return Advance(token_id, log_probability, FinishReason.STOP)
-        limit = max_target_tokens
-        own = sequence.options.max_target_tokens
-        if own is not None and own < limit:
-            limit = own
-        if len(sequence.target_ids) + 1 >= limit:
-            return Advance(token_id, log_probability, FinishReason.LENGTH)
-        return Advance(token_id, log_probability, None)
+    def advance(self, lane: Lane, outputs: StepOutputs) -> tuple[bool, list[RowCopy]]:
+        """One step of `lane`, which the store has noted (`RowStore.note_step`).
+
+        Returns:
+            Whether the lane's search is over, and what the runner has to copy before the next step.
+
+        Raises:
+            SearchError: when a log-probability is not finite.
+        """
+        if lane.keeps_attention:
+            assert outputs.attention is not None
+            for row in lane.open:
+                weights = outputs.attention[row, :, : lane.source_length]  # [H,S]
+                lane.attention[row].append(weights.mean(axis=0))  # [S]
+        children = self._beam(lane, outputs) if lane.is_beam else self._independent(lane, outputs)
+        best = max((child.score for child in children), default=None)
+        if lane.is_decided(best):
+            return self.conclude(lane), []
+        copies = self.settle(lane, children)
+        if lane.limit >= MIN_LOOP_CHECK_TOKENS:
+            self.check_growing_loop(lane)
+        return False, copies
+
+    def _beam(self, lane: Lane, outputs: StepOutputs) -> list[Child]:
+        """Steps 1 to 4 of a beam search; the open hypotheses that go on, best first."""
+        store, size = self._store, lane.options.beam_size
+        position = int(store.lengths[lane.open[0]])
+        forced = lane.forced(position)
+        if forced is not None:
+            return self._force(lane, lane.open[0], forced, outputs)
+        ranked = []
+        for place, row in enumerate(lane.open):
+            score = float(store.scores[row])
+            for each in self._continuations(lane, row, outputs, 2 * size):
+                ranked.append((-(score + each.adjusted), place, each.token_id, row, each.log_probability))
+        ranked.sort()
+        is_last = position + 1 >= lane.limit
+        children: list[Child] = []
+        for rank, (negative, _place, token_id, row, value) in enumerate(ranked[: 2 * size]):
+            if token_id == self._eos_id or is_last:
+                if rank < size:
+                    self._end(lane, Child(row, token_id, value, -negative))
+            elif len(children) < size:
+                children.append(Child(row, token_id, value, -negative))
+        return children
+
+    def _independent(self, lane: Lane, outputs: StepOutputs) -> list[Child]:
+        """Every open hypothesis goes its own way: greedy search, samples, alternatives."""
+        children: list[Child] = []
+        for row in lane.open:
+            forced = lane.forced(int(self._store.lengths[row]))
+            if forced is not None:
+                children += self._force(lane, row, forced, outputs)
+                continue
+            score = float(self._store.scores[row])
+            begins_alternatives = lane.options.with_alternatives and not lane.has_branched
+            for number, each in enumerate(self._choose(lane, row, outputs)):
+                child = Child(row, each.token_id, each.log_probability, score + each.adjusted)
+                if self._is_end(lane, child):
+                    if begins_alternatives:
+                        lane.numbers[row] = number
+                    self._end(lane, child)
+                else:
+                    children.append(child)
+        return children
+
+    def _choose(self, lane: Lane, row: int, outputs: StepOutputs) -> list[Continuation]:
+        """What an independent hypothesis goes on with: one token, or where alternatives begin, several."""
+        options = lane.options
+        if options.with_alternatives and not lane.has_branched:
+            lane.has_branched = True
+            count = options.num_hypotheses
+            found = self._continuations(lane, row, outputs, count + 1)
+            return [each for each in found if each.token_id != self._eos_id][:count] or found[:1]
+        if options.sampling is None:
+            return self._continuations(lane, row, outputs, 1)
+        values = outputs.log_probabilities[row]
+        if not math.isfinite(values[outputs.candidate_ids[row, 0]]):
+            raise self._broken(row, outputs)
+        if lane.adjuster is None:
+            adjusted = values.astype("float64")
+        else:
+            adjusted = lane.adjuster.all(self._store.target_ids(row), values)
+        token_id = draw(adjusted, options.sampling, float(lane.streams[lane.numbers[row]].random()))
+        return [Continuation(float(adjusted[token_id]), token_id, float(values[token_id]))]
+
+    def _continuations(self, lane: Lane, row: int, outputs: StepOutputs, count: int) -> list[Continuation]:
+        """The best `count` continuations of a row.
+
+        Raises:
+            SearchError: when their numbers are broken.
+        """
+        ids: list[int] = outputs.candidate_ids[row].tolist()
+        values: list[float] = outputs.candidate_log_probabilities[row].tolist()
+        if not math.isfinite(values[0]):
+            raise self._broken(row, outputs)
+        if lane.adjuster is None:
+            return [
+                Continuation(value, token_id, value)
+                for token_id, value in zip(ids[:count], values[:count], strict=True)
+            ]
+        return lane.adjuster.best(self._store.target_ids(row), ids, values, outputs.log_probabilities[row], count)
+
+    def _broken(self, row: int, outputs: StepOutputs) -> SearchError:
+        return SearchError(
+            f"A log-probability must be finite, but is {outputs.candidate_log_probabilities[row, 0]} for token "
+            f"{outputs.candidate_ids[row, 0]} at position {self._store.lengths[row]}."
+        )
+
+    def _force(self, lane: Lane, row: int, token_id: int, outputs: StepOutputs) -> list[Child]:
+        """The prefix's token, whatever its probability."""
+        value = float(outputs.log_probabilities[row, token_id])
+        if not math.isfinite(value):
+            raise self._broken(row, outputs)
+        child = Child(row, token_id, value, float(self._store.scores[row]) + value)
+        is_scored = lane.options.is_scoring and int(self._store.lengths[row]) + 1 == len(lane.options.target_prefix)
+        if is_scored or self._is_end(lane, child):
+            self._end(lane, child)
+            return []
+        return [child]
+
+    def _is_end(self, lane: Lane, child: Child) -> bool:
+        return child.token_id == self._eos_id or int(self._store.lengths[child.parent_row]) + 1 >= lane.limit
+
+    def _end(self, lane: Lane, child: Child) -> None:
+        """A hypothesis ends with a token."""
+        row = child.parent_row
+        lane.end(
+            row,
+            [*self._store.target_ids(row), child.token_id],
+            [*self._store.target_log_probabilities(row), child.log_probability],
+            child.score,
+            FinishReason.STOP if child.token_id == self._eos_id else FinishReason.LENGTH,
+        )
+
+    def settle(self, lane: Lane, children: Row[Child]) -> list[RowCopy]:
+        """Gives every hypothesis that goes on a row and appends its token.
+
+        The first child of a hypothesis stays in its row; others take rows that no open hypothesis needs. So a row that
+        is copied from is never written to, and what did not change is not moved.
+        """
+        store = self._store
+        parents = {child.parent_row for child in children}
+        spare = [row for row in lane.rows if row not in parents]
+        copies: list[RowCopy] = []
+        rows: list[int] = []
+        taken: set[int] = set()
+        for child in children:
+            row = child.parent_row
+            if row in taken:
+                row = spare.pop(0)
+                copies.append(store.branch(child.parent_row, row))
+                if lane.keeps_attention:
+                    lane.attention[row] = list(lane.attention[child.parent_row])
+            taken.add(row)
+            rows.append(row)
+        for row, child in zip(rows, children, strict=True):
+            store.append(row, child.token_id, child.log_probability, child.score)
+        lane.open = rows
+        if lane.options.with_alternatives and lane.has_branched and not lane.numbers:
+            lane.numbers = {row: number for number, row in enumerate(rows)}
+        return copies
+
+    def check_growing_loop(self, lane: Lane) -> None:
+        """Starts a greedy lane again when its hypothesis is seen to loop."""
+        row = lane.open[0]
+        length = int(self._store.lengths[row])
+        if lane.options.num_rows == 1 and length >= MIN_LOOP_CHECK_TOKENS and length % LOOP_CHECK_INTERVAL == 0:
+            self._guard(lane, self._store.target_ids(row))
+
+    def conclude(self, lane: Lane) -> bool:
+        """Whether a lane whose search is over is done; False: it loops and was started again."""
+        best = lane.best_ended()[0]
+        return not self._guard(lane, best.target_ids)
+
+    def _guard(self, lane: Lane, target_ids: Row[int]) -> bool:
+        """Whether the lane was started again because `target_ids` loop."""
+        loop = lane.loop_to_guard(target_ids)
+        if loop is None:
+            return False
+        lane.guard(target_ids[: loop.first_stop])
+        for row in lane.rows:
+            self._store.reset(row)
+        lane.start(lane.rows)
+        return True
+
+    def newly_certain(self, lane: Lane) -> list[int]:
+        """Target tokens that have become certain since the last call (docs/decoding.md, Streaming)."""
+        hypotheses = [self._store.target_ids(row) for row in lane.open]
+        hypotheses += [
+            each.target_ids[:-1] if each.finish_reason is FinishReason.STOP else each.target_ids for each in lane.ended
+        ]
+        shared = common_prefix(hypotheses)
+        limit = unlooped_length(shared)
+        loop = find_loop(shared)
+        if loop is not None:
+            limit = min(limit, loop.first_stop)
+        certain = shared[lane.num_certain : limit]
+        lane.num_certain += len(certain)
+        return certain
+
+
+def common_prefix(lists: Row[list[int]]) -> list[int]:
+    """The longest beginning that all share; empty when there is none to look at."""
+    if not lists:
+        return []
+    low, high = min(lists), max(lists)
+    for index, (one, other) in enumerate(zip(low, high, strict=False)):
+        if one != other:
+            return low[:index]
+    return low[: min(len(low), len(high))]

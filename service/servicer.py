@@ -22,7 +22,7 @@ from service.metrics import Metrics
 from service.pb.translation.v1 import translation_pb2 as pb
 from service.pb.translation.v1 import translation_pb2_grpc
 from service.refusals import DeadlineError, OverloadedError, UnavailableError
-from service.request import Sequence
+from service.request import Delivery
 from service.scheduler import QueueFullError
 from service.translator import Job, Translator
 
@@ -77,7 +77,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         self._last_call_at = -math.inf
         self._idle = asyncio.Event()
         self._idle.set()
-        self._finished: deque[list[Sequence]] = deque()
+        self._deliveries: deque[list[Delivery]] = deque()
         self._is_waking = False
         self._texts_pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="texts")
         self._request_id_prefix = os.urandom(5).hex()
@@ -103,9 +103,9 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         while (now := self._clock()) < min(self._last_call_at + _QUIET_SECONDS, ends_at):
             await asyncio.sleep(min(self._last_call_at + _QUIET_SECONDS, ends_at) - now)
 
-    def deliver(self, sequences: list[Sequence]) -> None:
-        """Takes finished sequences from an engine's thread, and wakes the event loop unless it is about to wake."""
-        self._finished.append(sequences)
+    def deliver(self, deliveries: list[Delivery]) -> None:
+        """Takes what an engine's thread has to tell, and wakes the event loop unless it is about to wake."""
+        self._deliveries.append(deliveries)
         if self._is_waking:  # it empties the queue after it has said that it is awake: nothing is left behind
             return
         self._is_waking = True
@@ -115,14 +115,14 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
             logger.warning("Finished segments came after the event loop had ended.")
 
     def _hand_over(self) -> None:
-        """Tells each finished sequence's owner; one that fails does not keep the others from it."""
+        """Tells each sequence's owner; one that fails does not keep the others from it."""
         self._is_waking = False
-        while self._finished:
-            for sequence in self._finished.popleft():
+        while self._deliveries:
+            for delivery in self._deliveries.popleft():
                 try:
-                    sequence.on_finished(sequence)
+                    delivery.make()
                 except Exception as error:
-                    logger.error("A finished segment could not be handed over.", exc_info=error)
+                    logger.error("A segment's news could not be handed over.", exc_info=error)
 
     async def TranslateText(  # noqa: N802  # the interface's name
         self, request: pb.TranslateTextRequest, context: "grpc.aio.ServicerContext[Any, Any]"

@@ -157,7 +157,9 @@ def beam_search(options: DecodingOptions) -> Search:
             ended += [_ended(one.taken("length"), options) for one in others if one in kept[:beam_size]]
             break
         beam = [one.taken(None) for one in others]
-        if options.early_stopping and len(ended) >= max(1, round(options.patience * beam_size)):
+        if options.early_stopping and len(ended) >= max(
+            options.num_hypotheses, math.floor(options.patience * beam_size + 0.5)
+        ):
             break
         if beam and len(ended) >= options.num_hypotheses:
             worst = _ranked(ended)[options.num_hypotheses - 1].normalized_score

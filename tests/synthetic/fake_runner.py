@@ -1,32 +1,49 @@
-"""A runner without a model: it copies the source, and scores each token by everything its row should have seen.
+"""A runner without a model: what may follow is computed from everything a row should have seen.
 
-It keeps what a real slab keeps (the source and the cached tokens of each row) and works from that alone, so a row that
-was placed, moved or fed wrongly gives other tokens or other scores than `expected` says. What no runner may be asked to
-do goes into `violations`, because an engine would turn an exception into a failed sequence.
+It keeps what a real slab keeps (the source of each lane, the cached tokens of each row) and works from that alone, so a
+lane that was placed, or a row that was moved, branched or fed wrongly gives other tokens or other scores than a search
+over the same `Language` without any runner. What no runner may be asked to do goes into `violations`, because an engine
+would turn an exception into a failed sequence.
 """
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
-from service.runner import Candidates, EncodedBatch, EncodedSource
-from service.tokenizer import BOS_ID, EOS_ID
+from service.runner import EncodedBatch, EncodedSource, StepInputs, StepOutputs
+from service.tokenizer import BOS_ID, EOS_ID, PAD_ID
+
+NUM_HEADS = 2
 
 
 class RunnerBrokeError(RuntimeError):
     """What the fake raises when a test told it to fail."""
 
 
-@dataclass
-class FakeRow:
-    """What one row of the slab holds."""
+class Language(Protocol):
+    """What may follow a target, given its source."""
 
-    source: tuple[int, ...]
-    cached: list[int] = field(default_factory=list)
+    vocabulary_size: int
+
+    def log_probabilities(self, source: Sequence[int], cached: Sequence[int]) -> npt.NDArray[np.float32]:
+        """[V], for the cached tokens, begin of sentence first."""
+        ...
+
+    def attention(self, source: Sequence[int], cached: Sequence[int]) -> npt.NDArray[np.float32]:
+        """[H,S], for the same."""
+        ...
+
+
+def _seen(source: Sequence[int], cached: Sequence[int]) -> int:
+    """A number that depends on every source token and every cached token."""
+    return zlib.crc32(np.array([len(source), *source, *cached], np.int64).tobytes())
 
 
 def next_token(source: Sequence[int], position: int) -> int:
@@ -36,18 +53,60 @@ def next_token(source: Sequence[int], position: int) -> int:
 
 def log_probability(source: Sequence[int], cached: Sequence[int]) -> float:
     """A float32 between -1 and 0 that depends on every source token and every cached token."""
-    seen = np.array([len(source), *source, *cached], np.int64).tobytes()
-    return float(np.float32(-(zlib.crc32(seen) % 99_991 + 1) / 100_000))
+    return float(np.float32(-(_seen(source, cached) % 99_991 + 1) / 100_000))
 
 
 def expected(source: Sequence[int], max_target_tokens: int) -> tuple[list[int], list[float]]:
-    """Tokens and log-probabilities of greedy search, computed without any runner."""
+    """Tokens and log-probabilities of greedy search in the language of copies, computed without any runner."""
     tokens: list[int] = []
     scores: list[float] = []
     while len(tokens) < max_target_tokens and (not tokens or tokens[-1] != EOS_ID):
         scores.append(log_probability(source, [BOS_ID, *tokens]))
         tokens.append(next_token(source, len(tokens)))
     return tokens, scores
+
+
+class Copies:
+    """The source is copied; the log-probability of each copied token tells all that was seen."""
+
+    def __init__(self, vocabulary_size: int = 1000) -> None:
+        self.vocabulary_size = vocabulary_size
+
+    def log_probabilities(self, source: Sequence[int], cached: Sequence[int]) -> npt.NDArray[np.float32]:
+        """See `Language`."""
+        values = np.full(self.vocabulary_size, -50.0, np.float32)
+        values[next_token(source, len(cached) - 1)] = log_probability(source, cached)
+        return values
+
+    def attention(self, source: Sequence[int], cached: Sequence[int]) -> npt.NDArray[np.float32]:
+        """See `Language`: all of it on the copied token."""
+        weights = np.zeros((NUM_HEADS, len(source)), np.float32)
+        weights[:, (len(cached) - 1) % len(source)] = 1.0
+        return weights
+
+
+class Babble:
+    """Random distributions, other ones after every target: many searches, ends and ties of every kind come about."""
+
+    def __init__(self, vocabulary_size: int = 24, *, sharpness: float = 1.5, seed: int = 0) -> None:
+        self.vocabulary_size = vocabulary_size
+        self._sharpness = sharpness
+        self._seed = seed
+
+    def log_probabilities(self, source: Sequence[int], cached: Sequence[int]) -> npt.NDArray[np.float32]:
+        """See `Language`."""
+        chance = np.random.default_rng([self._seed, _seen(source, cached)])
+        logits = chance.normal(size=self.vocabulary_size) * self._sharpness
+        logits[EOS_ID] += 0.3 * (len(cached) - len(source))  # ends come about where the source does
+        logits[[PAD_ID, BOS_ID]] = -1e9
+        shifted = logits - logits.max()
+        return (shifted - math.log(np.exp(shifted).sum())).astype(np.float32)
+
+    def attention(self, source: Sequence[int], cached: Sequence[int]) -> npt.NDArray[np.float32]:
+        """See `Language`."""
+        chance = np.random.default_rng([self._seed, 1, _seen(source, cached)])
+        weights = chance.random((NUM_HEADS, len(source)))
+        return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
 def never(*_arguments: object) -> bool:
@@ -64,6 +123,13 @@ def nothing() -> None:
     """What is done before a step that nobody waits for."""
 
 
+@dataclass
+class FakeRow:
+    """What one row of the slab has cached."""
+
+    cached: list[int] = field(default_factory=list)
+
+
 class FakeRunner:
     """See `service.runner.Runner`."""
 
@@ -74,19 +140,24 @@ class FakeRunner:
         max_source_tokens: int = 32,
         max_target_tokens: int = 40,
         source_vocabulary_size: int = 1000,
+        language: Language | None = None,
     ) -> None:
+        self.language = language or Copies(source_vocabulary_size)
         self.max_rows = max_rows
         self.max_source_tokens = max_source_tokens
         self.max_target_tokens = max_target_tokens
         self.source_vocabulary_size = source_vocabulary_size
+        self.target_vocabulary_size = self.language.vocabulary_size
+        self.lanes: dict[int, tuple[int, ...]] = {}
         self.rows: dict[int, FakeRow] = {}
         self.violations: list[str] = []
         self.rows_per_step: list[int] = []
+        self.copied_positions = 0
         self.encoded: list[tuple[int, ...]] = []
         self.fail_encode: Callable[[Sequence[Sequence[int]]], bool] = never
         self.fail_place: Callable[[int], bool] = never
         self.fail_decode: Callable[[int], bool] = never
-        self.fail_move: Callable[[int, int], bool] = never
+        self.fail_copy: Callable[[int, int], bool] = never
         self.is_nan: Callable[[tuple[int, ...]], bool] = never
         self.before_step: Callable[[], None] = nothing
 
@@ -105,50 +176,79 @@ class FakeRunner:
             num_padded_tokens=sum(self.padded_length(len(source)) for source in sources),
         )
 
-    def place(self, row: int, encoded: EncodedSource) -> None:
-        """Puts a source into a row, which then has no past."""
-        if self.fail_place(row):
+    def place(self, lane: int, encoded: EncodedSource) -> None:
+        """Puts a source into a lane."""
+        if self.fail_place(lane):
             raise RunnerBrokeError("place")
-        if not 0 <= row < self.max_rows:
-            self.violations.append(f"placed into row {row} of {self.max_rows}")
-        self.rows[row] = FakeRow(encoded.payload)
+        if not 0 <= lane < self.max_rows:
+            self.violations.append(f"placed into lane {lane} of {self.max_rows}")
+        self.lanes[lane] = encoded.payload
 
-    def move_row(self, source_row: int, target_row: int, *, past_length: int, source_length: int) -> None:
-        """Copies a row's content; the old row keeps garbage."""
-        if self.fail_move(source_row, target_row):
-            raise RunnerBrokeError("move")
-        row = self.rows[source_row]
-        if (past_length, source_length) != (len(row.cached), len(row.source)):
-            self.violations.append(f"row {source_row} was moved with lengths {past_length}, {source_length}")
-        self.rows[target_row] = FakeRow(row.source[:source_length], row.cached[:past_length])
-        self.rows[source_row] = FakeRow((999,) * 5, [998] * 7)
+    def copy_lane(self, source_lane: int, target_lane: int, *, source_length: int) -> None:
+        """Copies a lane's source; the old lane keeps garbage."""
+        if self.fail_copy(source_lane, target_lane):
+            raise RunnerBrokeError("copy")
+        source = self.lanes[source_lane]
+        if source_length != len(source):
+            self.violations.append(f"lane {source_lane} was copied with length {source_length}")
+        self.lanes[target_lane] = source[:source_length]
+        self.lanes[source_lane] = (999,) * 5
 
-    def decode_step(
-        self,
-        target_ids: Sequence[int],
-        past_lengths: Sequence[int],
-        source_lengths: Sequence[int],
-        num_candidates: int,
-    ) -> Candidates:
-        """The next token of every row, from what the row holds."""
-        num_rows = len(target_ids)
+    def copy_row(self, source_row: int, target_row: int, *, start: int, stop: int) -> None:
+        """Copies some of a row's positions onto another; what the other has before them stays."""
+        if self.fail_copy(source_row, target_row):
+            raise RunnerBrokeError("copy")
+        source = self.rows[source_row].cached
+        target = self.rows.setdefault(target_row, FakeRow()).cached
+        if not 0 <= start < stop <= len(source) or start > len(target):
+            self.violations.append(f"positions {start} to {stop} of row {source_row} were copied to row {target_row}")
+        self.copied_positions += stop - start
+        self.rows[target_row] = FakeRow([*target[:start], *source[start:stop]])
+
+    def decode_step(self, inputs: StepInputs) -> StepOutputs:
+        """What may follow every row, from what it holds."""
+        num_rows, num_lanes = len(inputs.target_ids), len(inputs.source_lengths)
         self.rows_per_step.append(num_rows)
         self.before_step()
         if self.fail_decode(len(self.rows_per_step) - 1):
             raise RunnerBrokeError("decode")
-        if not 1 <= num_rows <= self.max_rows:
-            self.violations.append(f"{num_rows} rows of {self.max_rows}")
-        token_ids = np.zeros((num_rows, num_candidates), np.int64)
-        log_probabilities = np.full((num_rows, num_candidates), -50.0, np.float32)
+        self._check(inputs)
+        vocabulary_size = self.target_vocabulary_size
+        log_probabilities = np.empty((num_rows, vocabulary_size), np.float32)
+        longest = max(len(self.lanes[lane]) for lane in range(num_lanes))
+        attention = np.zeros((num_rows, NUM_HEADS, longest), np.float32) if inputs.with_attention else None
         for index in range(num_rows):
-            row = self.rows[index]
-            if past_lengths[index] != len(row.cached) or source_lengths[index] != len(row.source):
-                self.violations.append(
-                    f"row {index} was run with lengths {past_lengths[index]}, {source_lengths[index]}"
-                )
-            if past_lengths[index] >= self.max_target_tokens:
-                self.violations.append(f"row {index} was run past its cache")
-            row.cached = [*row.cached[: past_lengths[index]], int(target_ids[index])]
-            token_ids[index, 0] = next_token(row.source, len(row.cached) - 1)
-            log_probabilities[index, 0] = np.nan if self.is_nan(row.source) else log_probability(row.source, row.cached)
-        return Candidates(token_ids=token_ids, log_probabilities=log_probabilities)
+            source = self.lanes[int(inputs.row_lanes[index])]
+            row = self.rows.setdefault(index, FakeRow())
+            past = int(inputs.past_lengths[index])
+            if past > len(row.cached):
+                self.violations.append(f"row {index} was run at {past} but has {len(row.cached)} positions")
+            row.cached = [*row.cached[:past], int(inputs.target_ids[index])]
+            log_probabilities[index] = self.language.log_probabilities(source, row.cached)
+            if self.is_nan(source):
+                log_probabilities[index] = np.nan
+            if attention is not None:
+                attention[index, :, : len(source)] = self.language.attention(source, row.cached)
+        order = np.argsort(-log_probabilities, axis=1, kind="stable")[:, : inputs.num_candidates]
+        return StepOutputs(
+            candidate_ids=order,
+            candidate_log_probabilities=np.take_along_axis(log_probabilities, order, axis=1),
+            log_probabilities=log_probabilities,
+            attention=attention,
+        )
+
+    def _check(self, inputs: StepInputs) -> None:
+        """Whether the step is one that a real runner could run."""
+        num_rows, num_lanes = len(inputs.target_ids), len(inputs.source_lengths)
+        if not 1 <= num_lanes <= num_rows <= self.max_rows:
+            self.violations.append(f"{num_rows} rows and {num_lanes} lanes of {self.max_rows}")
+        if not 1 <= inputs.num_candidates <= self.target_vocabulary_size:
+            self.violations.append(f"{inputs.num_candidates} candidates")
+        if int(inputs.past_lengths.max()) >= self.max_target_tokens:
+            self.violations.append("a row was run past its cache")
+        for lane in range(num_lanes):
+            places = sorted(inputs.row_places[inputs.row_lanes == lane].tolist())
+            if places != list(range(int(inputs.rows_per_lane[lane]))) or not places:
+                self.violations.append(f"lane {lane} has rows at places {places}")
+            if inputs.source_lengths[lane] != len(self.lanes[lane]):
+                self.violations.append(f"lane {lane} was run with length {inputs.source_lengths[lane]}")

@@ -1,0 +1,171 @@
+"""Adjusted log-probabilities: what a caller's options make of the model's, for one hypothesis at a time.
+
+docs/decoding.md defines the adjustments. All but the prefix's bias only lower a token, so that the best adjusted tokens
+are nearly always among the graph's best candidates; where that cannot be told, the whole vocabulary is looked at. Both
+ways give the same numbers. Everything is computed in float64 from the graph's float32.
+Axes: V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from service.options import DecodingOptions
+
+
+class Continuation(NamedTuple):
+    """A token that may follow a hypothesis."""
+
+    adjusted: float
+    """Its adjusted log-probability."""
+    token_id: int
+    log_probability: float
+    """The model's own."""
+
+
+class _Rules(NamedTuple):
+    """What the options say of the tokens that may follow one hypothesis."""
+
+    banned: set[int]
+    seen: frozenset[int]
+    """Tokens the hypothesis has, where they are penalised."""
+    favoured: int | None
+    """The prefix's token, where it is favoured."""
+    rest: float
+    """What is added to the log-probability of every other token."""
+
+
+class Adjuster:
+    """The adjustments of one sequence's options."""
+
+    def __init__(self, options: DecodingOptions, *, eos_id: int) -> None:
+        self._eos_id = eos_id
+        self._penalty = options.repetition_penalty
+        self._ngram_size = options.no_repeat_ngram_size
+        self._suppressed = frozenset(options.suppressed_tokens)
+        self._sequences = tuple((sequence[:-1], sequence[-1]) for sequence in options.suppressed_sequences)
+        self._min_target_tokens = options.min_target_tokens
+        self._prefix = options.target_prefix
+        self._bias = options.prefix_bias
+
+    def best(
+        self,
+        target_ids: Sequence[int],
+        candidate_ids: Sequence[int],
+        candidate_values: Sequence[float],
+        row: npt.NDArray[np.float32],
+        count: int,
+    ) -> list[Continuation]:
+        """The `count` best continuations, or all there are, best first; equal ones in the order of their ids.
+
+        Args:
+            target_ids: the hypothesis.
+            candidate_ids: the model's most probable tokens, best first.
+            candidate_values: their log-probabilities.
+            row: [V] the log-probability of every token.
+            count: at least 1.
+        """
+        rules = self._rules(target_ids)
+        banned, seen, favoured, rest = rules
+        found = []
+        for token_id, value in zip(candidate_ids, candidate_values, strict=True):
+            if token_id not in banned and token_id != favoured:
+                adjusted = value + rest
+                found.append(Continuation(adjusted * self._penalty if token_id in seen else adjusted, token_id, value))
+        if favoured is not None and favoured not in banned:
+            found.append(self._favour(favoured, float(row[favoured]), favoured in seen))
+        found.sort(key=lambda each: (-each.adjusted, each.token_id))
+        least = candidate_values[-1] + rest  # no token that is not among the candidates is above it
+        if len(candidate_ids) < row.size and (len(found) < count or found[count - 1].adjusted <= least):
+            found = self._best_of_all(row, rules, count)
+        if not found:
+            value = float(row[self._eos_id])
+            return [Continuation(value + rest, self._eos_id, value)]
+        return found[:count]
+
+    def all(self, target_ids: Sequence[int], row: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+        """The adjusted log-probability of every token [V]; minus infinity where one may not be taken.
+
+        Where none may, the end of sentence may.
+        """
+        rules = self._rules(target_ids)
+        adjusted = self._adjust_all(row, rules)
+        if np.isneginf(adjusted).all():
+            adjusted[self._eos_id] = row[self._eos_id] + rules.rest
+        return adjusted
+
+    def _rules(self, target_ids: Sequence[int]) -> _Rules:
+        favoured = self._favoured(target_ids)
+        return _Rules(
+            self._banned(target_ids),
+            frozenset(target_ids) if self._penalty != 1 else frozenset(),
+            favoured,
+            0.0 if favoured is None else math.log1p(-self._bias),
+        )
+
+    def _best_of_all(self, row: npt.NDArray[np.float32], rules: _Rules, count: int) -> list[Continuation]:
+        adjusted = self._adjust_all(row, rules)
+        if count < row.size:
+            least = np.partition(adjusted, -count)[-count]
+            chosen = np.flatnonzero(adjusted >= least)  # more than `count` where several are equal
+        else:
+            chosen = np.arange(row.size)
+        found = [
+            Continuation(value, token_id, float(row[token_id]))
+            for value, token_id in zip(adjusted[chosen].tolist(), chosen.tolist(), strict=True)
+            if value != -math.inf
+        ]
+        found.sort(key=lambda each: (-each.adjusted, each.token_id))
+        return found
+
+    def _adjust_all(self, row: npt.NDArray[np.float32], rules: _Rules) -> npt.NDArray[np.float64]:
+        adjusted: npt.NDArray[np.float64] = row.astype(np.float64) + rules.rest  # [V]
+        if rules.seen:
+            adjusted[list(rules.seen)] *= self._penalty
+        if rules.favoured is not None:
+            value = float(row[rules.favoured])
+            adjusted[rules.favoured] = self._favour(rules.favoured, value, rules.favoured in rules.seen).adjusted
+        if rules.banned:
+            adjusted[list(rules.banned)] = -np.inf
+        return adjusted
+
+    def _favoured(self, target_ids: Sequence[int]) -> int | None:
+        """The token of the prefix that is favoured now."""
+        position = len(target_ids)
+        if not self._bias or position >= len(self._prefix) or tuple(target_ids) != self._prefix[:position]:
+            return None
+        return self._prefix[position]
+
+    def _favour(self, token_id: int, value: float, is_seen: bool) -> Continuation:
+        adjusted = math.log((1 - self._bias) * math.exp(value) + self._bias)
+        return Continuation(adjusted * self._penalty if is_seen else adjusted, token_id, value)
+
+    def _banned(self, target_ids: Sequence[int]) -> set[int]:
+        """Tokens that may not follow."""
+        banned = set(self._suppressed)
+        for before, last in self._sequences:
+            if len(before) <= len(target_ids) and tuple(target_ids[len(target_ids) - len(before) :]) == before:
+                banned.add(last)
+        if self._ngram_size:
+            banned |= _repeating(target_ids, self._ngram_size)
+        if len(target_ids) < self._min_target_tokens:
+            banned.add(self._eos_id)
+        return banned
+
+
+def _repeating(target_ids: Sequence[int], size: int) -> set[int]:
+    """Tokens that would end an n-gram of `size` that `target_ids` has already."""
+    ids = list(target_ids)
+    length = len(ids)
+    if length < size:
+        return set()
+    if size == 1:
+        return set(ids)
+    before = ids[length - size + 1 :]
+    last = before[-1]
+    return {ids[i + 1] for i in range(size - 2, length - 1) if ids[i] == last and ids[i - size + 2 : i + 1] == before}
