@@ -8,6 +8,7 @@ import json
 import platform
 import shutil
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,7 @@ import onnx
 import torch
 
 from export.bundle_writer import new_directory, seal
+from export.calibrate import encoder_ranges
 from export.config import ExportConfig, ExportError
 from export.quantize import BITS, MICROSOFT, OPERATOR, QuantizeError, quantize
 from export.to_onnx import OPSET, architecture_of, decoder_to_onnx, encoder_to_onnx
@@ -81,7 +83,8 @@ def export_bundle(config: ExportConfig) -> Bundle:
         fp32_directory = building if config.precision == "fp32" else Path(scratch)
         bundle = fp32_bundle = write_bundle(fp32_directory, config, checkpoint, graphs, precision="fp32")
         if config.precision == "int8":
-            bundle = write_bundle(building, config, checkpoint, int8_graphs(graphs), precision="int8")
+            sources = [sentence.source_ids for each in sets for sentence in each.sentences]
+            bundle = write_bundle(building, config, checkpoint, int8_graphs(graphs, sources), precision="int8")
         found = verify(
             checkpoint.model,
             bundle,
@@ -108,10 +111,16 @@ def fp32_graphs(checkpoint: Checkpoint) -> dict[str, onnx.ModelProto]:
     }
 
 
-def int8_graphs(graphs: dict[str, onnx.ModelProto]) -> dict[str, onnx.ModelProto]:
-    """Both graphs in int8. Raises ExportError where a layer's width does not allow it."""
+def int8_graphs(graphs: Mapping[str, onnx.ModelProto], sources: Sequence[Sequence[int]]) -> dict[str, onnx.ModelProto]:
+    """Both graphs in int8; the ids of the sentences `sources` show what range the encoder's activations have.
+
+    Raises ExportError where a graph cannot be turned to int8.
+    """
     try:
-        return {name: quantize(graph) for name, graph in graphs.items()}
+        return {
+            ENCODER_NAME: quantize(graphs[ENCODER_NAME], encoder_ranges(graphs[ENCODER_NAME], sources)),
+            DECODER_NAME: quantize(graphs[DECODER_NAME]),
+        }
     except QuantizeError as error:
         raise ExportError("int8", [str(error)]) from error
 
@@ -168,7 +177,7 @@ def _recipe(precision: Precision) -> Recipe:
     return Recipe(
         operator=f"{MICROSOFT}.{OPERATOR}",
         bits=BITS,
-        activations="int8, one scale a row",
+        activations="int8: one scale a product in the encoder, one a row in the decoder",
         embedding="int8, one scale a token",
         opset=OPSET,
     )

@@ -19,14 +19,23 @@ from training.model import DecoderLayer, EncoderLayer, FeedForward, Transformer
 class Linear(nn.Module):
     """x W + b with W stored [in, out], the layout of ONNX's MatMul; several nn.Linear of one input side by side."""
 
-    def __init__(self, linears: Sequence[nn.Linear], scales: Sequence[float] = ()) -> None:
-        """`scales` multiply weights and biases of the linear layers one by one; none leaves them as they are."""
+    def __init__(
+        self, linears: Sequence[nn.Linear], *, norm: nn.LayerNorm | None = None, is_centred: bool = False
+    ) -> None:
+        """`norm` takes in the factors γ and the bias β of the norm that the input comes from; the input is then what
+        the norm has before them: (γ x + β) W + b = x (γ W) + (β W + b). `is_centred` takes the mean over the outputs
+        off weights and bias, so that every result has mean 0.
+        """
         super().__init__()
-        factors = scales or [1.0] * len(linears)
-        weights = [layer.weight.detach() * factor for layer, factor in zip(linears, factors, strict=True)]
-        biases = [layer.bias.detach() * factor for layer, factor in zip(linears, factors, strict=True)]
-        self.weight = nn.Parameter(torch.cat(weights).t().contiguous(), requires_grad=False)
-        self.bias = nn.Parameter(torch.cat(biases).contiguous(), requires_grad=False)
+        weight = torch.cat([layer.weight.detach() for layer in linears]).double()  # [out,in]
+        bias = torch.cat([layer.bias.detach() for layer in linears]).double()  # [out]
+        if norm is not None:
+            bias = bias + weight @ norm.bias.detach().double()
+            weight = weight * norm.weight.detach().double()
+        if is_centred:
+            weight, bias = weight - weight.mean(0), bias - bias.mean()
+        self.weight = nn.Parameter(weight.t().float().contiguous(), requires_grad=False)  # [in,out]
+        self.bias = nn.Parameter(bias.float(), requires_grad=False)
 
     def forward(self, states: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
@@ -36,9 +45,11 @@ class Linear(nn.Module):
 class Embedding(nn.Module):
     """Embedding × √D; the positions are added by the graph."""
 
-    def __init__(self, embedding: nn.Embedding) -> None:
+    def __init__(self, embedding: nn.Embedding, *, is_centred: bool = False) -> None:
+        """`is_centred` takes its mean off each token's vector."""
         super().__init__()
-        self.weight = nn.Parameter(embedding.weight.detach(), requires_grad=False)
+        weight = embedding.weight.detach()  # [V,D]
+        self.weight = nn.Parameter(centred(weight) if is_centred else weight, requires_grad=False)
         self.scale = math.sqrt(embedding.embedding_dim)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -49,15 +60,24 @@ class Embedding(nn.Module):
 class FeedForwardGraph(nn.Module):
     """`training.model.FeedForward`."""
 
-    def __init__(self, feed_forward: FeedForward) -> None:
+    def __init__(
+        self, feed_forward: FeedForward, *, norm: nn.LayerNorm | None = None, is_centred: bool = False
+    ) -> None:
+        """`norm` and `is_centred` as in `Linear`: of the input, and of the result."""
         super().__init__()
-        self.inner = Linear([feed_forward.inner])
-        self.outer = Linear([feed_forward.outer])
+        self.inner = Linear([feed_forward.inner], norm=norm)
+        self.outer = Linear([feed_forward.outer], is_centred=is_centred)
 
     def forward(self, states: Tensor) -> Tensor:
         """[B,T,D] -> [B,T,D]."""
         hidden: Tensor = self.outer(torch.relu(self.inner(states)))  # [B,T,F] -> [B,T,D]
         return hidden
+
+
+def centred(vectors: Tensor) -> Tensor:
+    """Vectors [...,D] with their means taken off."""
+    exact = vectors.double()
+    return (exact - exact.mean(-1, keepdim=True)).float()
 
 
 def encoder_layers(model: Transformer) -> list[EncoderLayer]:

@@ -1,9 +1,15 @@
-"""Turns the linear layers and embeddings of an fp32 graph to int8, in a recipe that keeps every row to itself.
+"""Turns the linear layers and embeddings of an fp32 graph to int8, in recipes that keep every row to itself.
 
-A weight matrix has one scale for each output, s = max|w| / 127, and is stored as round(w / s). A row of activations x
-has one scale too, found when it is multiplied: a = max|x|, and its bytes are round(63 x / a) + 64. Their product is
-summed in int32 and multiplied by s · a / 63. No row's scale depends on another row: the bits of a translation do not
-depend on its company, as they would with the one activation scale of `quantize_dynamic`.
+A weight matrix has one scale s for each output and is stored as round(w / s). The bytes of the activations are found
+when they are multiplied; the products are summed in int32 and multiplied by both scales. There are two recipes, and
+neither lets a row's scale depend on another row: the bits of a translation do not depend on its company, as they would
+with the one activation scale of `quantize_dynamic`.
+
+- **Row by row** (docs/decisions/0002), for activations of which nothing is known: a row x is stored as
+  round(63 x / max|x|) + 64.
+- **Static** (docs/decisions/0004), for those whose range r is given: x is stored as round(127 x / r) + 128, and what a
+  ReLU puts out as round(255 x / r), which does the ReLU's work too. What lies outside the range is cut off there, by
+  the ends of a byte. It takes one node instead of seven; `export.calibrate` finds the ranges.
 
 An embedding has one scale for each token; the projection that is tied to it has the very same bytes, laid out for the
 product. Biases, norms and positions stay fp32.
@@ -11,6 +17,7 @@ product. Biases, norms and positions stay fp32.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +36,20 @@ ACTIVATION_ZERO = 64
 """Activations are unsigned bytes, 1..127, with their zero here: the processors multiply unsigned by signed bytes."""
 LEAST_ACTIVATION = 1e-20
 """Stands for the largest activation of a row of zeros, so that nothing is divided by 0."""
+STATIC_ACTIVATION = 127
+"""Largest activation in the static recipe, above or below its zero."""
+STATIC_ZERO = 128
+"""Zero of static activations; they take all values of a byte, 0..255."""
+LARGEST_BYTE = 255
+"""Largest static activation after a ReLU, where 0 is stored as 0."""
+LARGEST_PAIR = 128
+"""Most that two weights of one sign among four in a row may come to in the static recipe: 2 products of any two bytes
+of activations and such weights, 255 · 128 = 32,640 together, stay inside 16 bits."""
+GROUP = 4
+"""Weights of an output that a processor multiplies at once; it adds their products in pairs."""
 OPERATOR = "MatMulIntegerToFloat"
+FUSED_ATTENTION = "QAttention"
+"""What `Attention` becomes: its projection is a product."""
 MICROSOFT = "com.microsoft"
 
 
@@ -54,31 +74,63 @@ class QuantizedWeight:
 
 def quantize_matrix(matrix: npt.NDArray[np.float32]) -> QuantizedWeight:
     """A matrix [N,K] row by row, rounded to the nearest; the error is at most half the row's scale."""
-    scales = (np.abs(matrix).max(axis=1) / np.float32(LARGEST)).astype(np.float32)  # [N]
+    return _rounded(matrix, np.abs(matrix).max(axis=1) / np.float32(LARGEST))
+
+
+def quantize_in_pairs(matrix: npt.NDArray[np.float32]) -> QuantizedWeight:
+    """A matrix [N,K] row by row, such that no two entries of one sign among four in a row pass LARGEST_PAIR together.
+
+    The error is at most half the row's scale, which is the least that allows for it: between 1 and 2 times that of
+    `quantize_matrix`, and for most matrices nearer to 1.
+    """
+    outputs, width = matrix.shape
+    groups = np.zeros((outputs, -(-width // GROUP), GROUP), matrix.dtype)
+    groups.reshape(outputs, -1)[:, :width] = matrix
+    ordered = np.sort(groups, axis=-1)  # [N,K/4,4]
+    highest = np.maximum(ordered[..., -2:], 0).sum(axis=-1).max(axis=1)  # [N]
+    lowest = np.maximum(-ordered[..., :2], 0).sum(axis=-1).max(axis=1)  # [N]
+    largest = np.abs(matrix).max(axis=1) / np.float32(LARGEST)  # [N]
+    # two roundings may add 1/2 each, hence the 1
+    return _rounded(matrix, np.maximum(largest, np.maximum(highest, lowest) / np.float32(LARGEST_PAIR - 1)))
+
+
+def _rounded(matrix: npt.NDArray[np.float32], scales: npt.NDArray[np.float32]) -> QuantizedWeight:
+    scales = scales.astype(np.float32)  # [N]
     divisors = np.where(scales > 0, scales, np.float32(1))[:, None]
     data = np.clip(np.rint(matrix / divisors), -LARGEST, LARGEST).astype(np.int8)
     return QuantizedWeight(data=data, scales=scales)
 
 
-def quantize(model: onnx.ModelProto) -> onnx.ModelProto:
+def quantize(model: onnx.ModelProto, ranges: Mapping[str, float] | None = None) -> onnx.ModelProto:
     """An int8 copy of an fp32 graph: every product with a constant matrix, and every embedding but the positions.
 
-    A table is an embedding when its rows are gathered and then multiplied by a constant (√D), which is taken into the
-    scales. Raises QuantizeError if a product is not a plain one.
+    `ranges` are the largest absolute values of activations by their names; those products take the static recipe, and
+    all others go row by row. A table is an embedding when its rows are gathered and then multiplied by a constant (√D),
+    which is taken into the scales.
+
+    Raises QuantizeError if a product is not a plain one, or an `Attention` has no range.
     """
     quantized = onnx.ModelProto()
     quantized.CopyFrom(model)
-    _Pass(quantized.graph).run()
+    _Pass(quantized.graph, ranges or {}).run()
     if all(entry.domain != MICROSOFT for entry in quantized.opset_import):
         quantized.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
     return quantized
 
 
+def product_inputs(model: onnx.ModelProto) -> list[str]:
+    """Names of the activations that a graph multiplies by constant matrices, each once and in the graph's order."""
+    graph = _Pass(model.graph, {})
+    return list(dict.fromkeys(node.input[0] for node in model.graph.node if graph.is_product(node)))
+
+
 class _Pass:
     """One walk over a graph's nodes."""
 
-    def __init__(self, graph: onnx.GraphProto) -> None:
+    def __init__(self, graph: onnx.GraphProto, ranges: Mapping[str, float]) -> None:
         self.graph = graph
+        self.ranges = ranges
+        self.producers = {name: node for node in graph.node for name in node.output}
         self.constants = {tensor.name: tensor for tensor in graph.initializer}
         self.readers: dict[str, list[onnx.NodeProto]] = {}
         for node in graph.node:
@@ -93,6 +145,7 @@ class _Pass:
             if node.output[0] in self.dropped:
                 continue
             nodes += self._replace(node)
+        nodes = self._without_unread(nodes)
         read = {name for node in nodes for name in node.input}
         kept = [tensor for tensor in self.constants.values() if tensor.name in read]
         del self.graph.node[:]
@@ -100,20 +153,36 @@ class _Pass:
         del self.graph.initializer[:]
         self.graph.initializer.extend([*kept, *self.added.values()])
 
+    def is_product(self, node: onnx.NodeProto) -> bool:
+        """Whether a node multiplies activations by a constant matrix."""
+        return node.op_type in ("MatMul", "Gemm", "Attention") and self._is_matrix(node.input[1])
+
+    def _without_unread(self, nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
+        """Leaves out what nobody reads any more: a ReLU whose work is done where its output becomes bytes."""
+        read = {output.name for output in self.graph.output}
+        kept = []
+        for node in reversed(nodes):
+            if read.intersection(node.output):
+                read.update(node.input)
+                kept.append(node)
+        return kept[::-1]
+
     def _replace(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
-        if node.op_type == "MatMul" and self._is_matrix(node.input[1]):
-            return self._product(node, node.input[1], is_transposed=False, bias=self._take_bias(node))
-        if node.op_type == "Gemm" and self._is_matrix(node.input[1]):
-            attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
-            if attributes.get("transA", 0) or attributes.get("alpha", 1.0) != 1.0 or attributes.get("beta", 1.0) != 1.0:
-                raise QuantizeError(f"A Gemm must be a plain product, but `{node.name}` has {attributes}.")
-            bias = (node.input[2], node.output[0]) if len(node.input) > 2 and node.input[2] else None
-            return self._product(node, node.input[1], is_transposed=bool(attributes.get("transB", 0)), bias=bias)
         if node.op_type == "Gather" and self._is_matrix(node.input[0]):
             factor = self._take_factor(node)
             if factor is not None:
                 return self._gather(node, *factor)
-        return [node]
+        if not self.is_product(node):
+            return [node]
+        attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
+        if node.op_type == "Attention":
+            return self._attention(node, attributes)
+        if node.op_type == "MatMul":
+            return self._product(node, node.input[1], is_transposed=False, bias=self._take_bias(node))
+        if attributes.get("transA", 0) or attributes.get("alpha", 1.0) != 1.0 or attributes.get("beta", 1.0) != 1.0:
+            raise QuantizeError(f"A Gemm must be a plain product, but `{node.name}` has {attributes}.")
+        bias = (node.input[2], node.output[0]) if len(node.input) > 2 and node.input[2] else None
+        return self._product(node, node.input[1], is_transposed=bool(attributes.get("transB", 0)), bias=bias)
 
     def _is_matrix(self, name: str) -> bool:
         tensor = self.constants.get(name)
@@ -145,10 +214,10 @@ class _Pass:
         self.dropped.add(product.output[0])
         return float(numpy_helper.to_array(self.constants[others[0]])), product.output[0]
 
-    def _quantized(self, name: str, *, is_transposed: bool) -> QuantizedWeight:
+    def _matrix(self, name: str, *, is_transposed: bool) -> npt.NDArray[np.float32]:
         """The constant matrix `name`, [N,K] when `is_transposed` and [K,N] when not, as [N,K]."""
         matrix = numpy_helper.to_array(self.constants[name])
-        return quantize_matrix(np.ascontiguousarray(matrix if is_transposed else matrix.T))
+        return np.ascontiguousarray(matrix if is_transposed else matrix.T)
 
     def _add(self, name: str, array: npt.NDArray[np.generic]) -> str:
         """A constant of the int8 graph; the same one for the same name."""
@@ -159,8 +228,69 @@ class _Pass:
     def _product(
         self, node: onnx.NodeProto, name: str, *, is_transposed: bool, bias: tuple[str, str] | None
     ) -> list[onnx.NodeProto]:
+        """x W + b in the recipe that its activations have."""
+        if node.input[0] in self.ranges:
+            return self._static_product(node, name, is_transposed=is_transposed, bias=bias)
+        return self._product_by_rows(node, name, is_transposed=is_transposed, bias=bias)
+
+    def _static_bytes(self, node: onnx.NodeProto) -> tuple[onnx.NodeProto, str, str]:
+        """The node that makes the bytes of a product's activations, and the names of their scale and zero."""
+        x = node.input[0]
+        largest = max(self.ranges[x], LEAST_ACTIVATION)
+        producer = self.producers.get(x)
+        if producer is not None and producer.op_type == "Relu":
+            source, zero, scale = producer.input[0], 0, largest / LARGEST_BYTE
+        else:
+            source, zero, scale = x, STATIC_ZERO, largest / STATIC_ACTIVATION
+        scale_name = self._add(f"{x}.scale", np.array(scale, np.float32))
+        zero_name = self._add(f"int8.zero_{zero}", np.array(zero, np.uint8))
+        data = f"{node.output[0]}.int8"
+        return (
+            helper.make_node("QuantizeLinear", [source, scale_name, zero_name], [data], name=data),
+            scale_name,
+            zero_name,
+        )
+
+    def _static_weight(self, name: str, *, is_transposed: bool) -> tuple[str, str]:
+        """Names of a weight's bytes [K,N] and scales [N] for static activations."""
+        weight = quantize_in_pairs(self._matrix(name, is_transposed=is_transposed))
+        layout = ".T" if is_transposed else ""
+        return (
+            self._add(f"{name}{layout}.static.int8", np.ascontiguousarray(weight.data.T)),
+            self._add(f"{name}{layout}.static.scales", weight.scales),
+        )
+
+    def _static_product(
+        self, node: onnx.NodeProto, name: str, *, is_transposed: bool, bias: tuple[str, str] | None
+    ) -> list[onnx.NodeProto]:
+        """x W + b: the bytes, and their product with scales and bias."""
+        quantize_node, scale, zero = self._static_bytes(node)
+        weight, weight_scales = self._static_weight(name, is_transposed=is_transposed)
+        inputs = [quantize_node.output[0], weight, scale, weight_scales, zero]
+        if bias is not None:
+            inputs += ["", bias[0]]
+        output = node.output[0] if bias is None else bias[1]
+        return [quantize_node, helper.make_node(OPERATOR, inputs, [output], name=output, domain=MICROSOFT)]
+
+    def _attention(self, node: onnx.NodeProto, attributes: dict[str, Any]) -> list[onnx.NodeProto]:
+        """Self-attention with its projection of queries, keys and values."""
+        x, name, bias, lengths = node.input
+        if x not in self.ranges:
+            raise QuantizeError(f"The range of `{x}` must be given: the attention that reads it has no other recipe.")
+        quantize_node, scale, zero = self._static_bytes(node)
+        weight, weight_scales = self._static_weight(name, is_transposed=False)
+        inputs = [quantize_node.output[0], weight, bias, scale, weight_scales, lengths, zero]
+        output = node.output[0]
+        return [
+            quantize_node,
+            helper.make_node(FUSED_ATTENTION, inputs, [output], name=output, domain=MICROSOFT, **attributes),
+        ]
+
+    def _product_by_rows(
+        self, node: onnx.NodeProto, name: str, *, is_transposed: bool, bias: tuple[str, str] | None
+    ) -> list[onnx.NodeProto]:
         """x W + b: the row's largest activation, its bytes, their product, and the scales and bias."""
-        weight = self._quantized(name, is_transposed=is_transposed)
+        weight = quantize_matrix(self._matrix(name, is_transposed=is_transposed))
         layout = ".T" if is_transposed else ""
         product = node.output[0]
         nodes: list[onnx.NodeProto] = []
@@ -204,7 +334,7 @@ class _Pass:
     def _gather(self, node: onnx.NodeProto, factor: float, output: str) -> list[onnx.NodeProto]:
         """Rows of a table: their bytes, times their scales, √D included."""
         name, ids = node.input
-        weight = self._quantized(name, is_transposed=True)
+        weight = quantize_matrix(self._matrix(name, is_transposed=True))
         data = self._add(f"{name}.int8", weight.data)  # [V,D]
         scales = self._add(f"{name}.token_scales", (weight.scales * np.float32(factor))[:, None])  # [V,1]
         found = node.output[0]

@@ -84,13 +84,14 @@ def export_random(directory: Path, checkpoint: Checkpoint) -> Exported:
     """Both precisions of a checkpoint, without verification."""
     config = ExportConfig(checkpoint=checkpoint.directory, output=directory / "unused", precision="fp32")
     graphs = fp32_graphs(checkpoint)
+    sources = [sentence.source_ids for sentence in random_sentences(checkpoint, 60, seed=3)]
     for name in ("fp32", "int8"):
         (directory / name).mkdir()
     return Exported(
         checkpoint=checkpoint,
         graphs=graphs,
         fp32=write_bundle(directory / "fp32", config, checkpoint, graphs, precision="fp32"),
-        int8=write_bundle(directory / "int8", config, checkpoint, int8_graphs(graphs), precision="int8"),
+        int8=write_bundle(directory / "int8", config, checkpoint, int8_graphs(graphs, sources), precision="int8"),
     )
 
 
