@@ -17,21 +17,15 @@ import numpy.typing as npt
 
 from service.options import DecodingOptions
 
-
-class Continuation(NamedTuple):
-    """A token that may follow a hypothesis."""
-
-    adjusted: float
-    """Its adjusted log-probability."""
-    token_id: int
-    log_probability: float
-    """The model's own."""
+Continuation = tuple[float, int, float]
+"""A token that may follow a hypothesis: its adjusted log-probability negated, the token, the model's own
+log-probability. So plain sorting brings the best first, and of equal ones the one with the lowest id."""
 
 
 class _Rules(NamedTuple):
     """What the options say of the tokens that may follow one hypothesis."""
 
-    banned: set[int]
+    banned: frozenset[int]
     seen: frozenset[int]
     """Tokens the hypothesis has, where they are penalised."""
     favoured: int | None
@@ -72,20 +66,29 @@ class Adjuster:
         """
         rules = self._rules(target_ids)
         banned, seen, favoured, rest = rules
-        found = []
-        for token_id, value in zip(candidate_ids, candidate_values, strict=True):
-            if token_id not in banned and token_id != favoured:
-                adjusted = value + rest
-                found.append(Continuation(adjusted * self._penalty if token_id in seen else adjusted, token_id, value))
+        penalty = self._penalty
+        found: list[Continuation] = []
         if favoured is not None and favoured not in banned:
             found.append(self._favour(favoured, float(row[favoured]), favoured in seen))
-        found.sort(key=lambda each: (-each.adjusted, each.token_id))
+        wanted = count  # so many more that nothing after them can pass
+        for token_id, value in zip(candidate_ids, candidate_values, strict=True):
+            if token_id in banned or token_id == favoured:
+                continue
+            if token_id in seen:
+                found.append((-((value + rest) * penalty), token_id, value))
+                continue
+            found.append((-(value + rest), token_id, value))
+            wanted -= 1
+            if not wanted:
+                break
+        found.sort()
         least = candidate_values[-1] + rest  # no token that is not among the candidates is above it
-        if len(candidate_ids) < row.size and (len(found) < count or found[count - 1].adjusted <= least):
+        is_sure = not wanted or len(candidate_ids) == row.size or (len(found) >= count and -found[count - 1][0] > least)
+        if not is_sure:
             found = self._best_of_all(row, rules, count)
         if not found:
             value = float(row[self._eos_id])
-            return [Continuation(value + rest, self._eos_id, value)]
+            return [(-(value + rest), self._eos_id, value)]
         return found[:count]
 
     def all(self, target_ids: Sequence[int], row: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
@@ -115,13 +118,11 @@ class Adjuster:
             chosen = np.flatnonzero(adjusted >= least)  # more than `count` where several are equal
         else:
             chosen = np.arange(row.size)
-        found = [
-            Continuation(value, token_id, float(row[token_id]))
+        return sorted(
+            (-value, token_id, float(row[token_id]))
             for value, token_id in zip(adjusted[chosen].tolist(), chosen.tolist(), strict=True)
             if value != -math.inf
-        ]
-        found.sort(key=lambda each: (-each.adjusted, each.token_id))
-        return found
+        )
 
     def _adjust_all(self, row: npt.NDArray[np.float32], rules: _Rules) -> npt.NDArray[np.float64]:
         adjusted: npt.NDArray[np.float64] = row.astype(np.float64) + rules.rest  # [V]
@@ -129,7 +130,7 @@ class Adjuster:
             adjusted[list(rules.seen)] *= self._penalty
         if rules.favoured is not None:
             value = float(row[rules.favoured])
-            adjusted[rules.favoured] = self._favour(rules.favoured, value, rules.favoured in rules.seen).adjusted
+            adjusted[rules.favoured] = -self._favour(rules.favoured, value, rules.favoured in rules.seen)[0]
         if rules.banned:
             adjusted[list(rules.banned)] = -np.inf
         return adjusted
@@ -143,19 +144,19 @@ class Adjuster:
 
     def _favour(self, token_id: int, value: float, is_seen: bool) -> Continuation:
         adjusted = math.log((1 - self._bias) * math.exp(value) + self._bias)
-        return Continuation(adjusted * self._penalty if is_seen else adjusted, token_id, value)
+        return -(adjusted * self._penalty if is_seen else adjusted), token_id, value
 
-    def _banned(self, target_ids: Sequence[int]) -> set[int]:
+    def _banned(self, target_ids: Sequence[int]) -> frozenset[int]:
         """Tokens that may not follow."""
-        banned = set(self._suppressed)
+        more: set[int] = set()
         for before, last in self._sequences:
             if len(before) <= len(target_ids) and tuple(target_ids[len(target_ids) - len(before) :]) == before:
-                banned.add(last)
+                more.add(last)
         if self._ngram_size:
-            banned |= _repeating(target_ids, self._ngram_size)
+            more |= _repeating(target_ids, self._ngram_size)
         if len(target_ids) < self._min_target_tokens:
-            banned.add(self._eos_id)
-        return banned
+            more.add(self._eos_id)
+        return self._suppressed | more if more else self._suppressed
 
 
 def _repeating(target_ids: Sequence[int], size: int) -> set[int]:

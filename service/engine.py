@@ -360,6 +360,9 @@ class Engine:
             self._commit_greedy(greedy, outputs, now)
         copies: list[RowCopy] = []
         for size, lanes in beams.items():
+            if len(lanes) == 1:  # one is quicker without arrays
+                others += lanes
+                continue
             special, advanced, made = advance_beams(self._store, lanes, size, outputs, self._eos_id)
             copies += made
             others += special

@@ -78,8 +78,8 @@ class Search:
         ranked = []
         for place, row in enumerate(lane.open):
             score = float(store.scores[row])
-            for each in self._continuations(lane, row, outputs, 2 * size):
-                ranked.append((-(score + each.adjusted), place, each.token_id, row, each.log_probability))
+            for negative, token_id, value in self._continuations(lane, row, outputs, 2 * size):
+                ranked.append((negative - score, place, token_id, row, value))
         ranked.sort()
         is_last = position + 1 >= lane.limit
         children: list[Child] = []
@@ -101,8 +101,8 @@ class Search:
                 continue
             score = float(self._store.scores[row])
             begins_alternatives = lane.options.with_alternatives and not lane.has_branched
-            for number, each in enumerate(self._choose(lane, row, outputs)):
-                child = Child(row, each.token_id, each.log_probability, score + each.adjusted)
+            for number, (negative, token_id, value) in enumerate(self._choose(lane, row, outputs)):
+                child = Child(row, token_id, value, score - negative)
                 if self._is_end(lane, child):
                     if begins_alternatives:
                         lane.numbers[row] = number
@@ -118,7 +118,7 @@ class Search:
             lane.has_branched = True
             count = options.num_hypotheses
             found = self._continuations(lane, row, outputs, count + 1)
-            return [each for each in found if each.token_id != self._eos_id][:count] or found[:1]
+            return [each for each in found if each[1] != self._eos_id][:count] or found[:1]
         if options.sampling is None:
             return self._continuations(lane, row, outputs, 1)
         values = outputs.log_probabilities[row]
@@ -129,7 +129,7 @@ class Search:
         else:
             adjusted = lane.adjuster.all(self._store.target_ids(row), values)
         token_id = draw(adjusted, options.sampling, float(lane.streams[lane.numbers[row]].random()))
-        return [Continuation(float(adjusted[token_id]), token_id, float(values[token_id]))]
+        return [(-float(adjusted[token_id]), token_id, float(values[token_id]))]
 
     def _continuations(self, lane: Lane, row: int, outputs: StepOutputs, count: int) -> list[Continuation]:
         """The best `count` continuations of a row.
@@ -142,10 +142,7 @@ class Search:
         if not math.isfinite(values[0]):
             raise self._broken(row, outputs)
         if lane.adjuster is None:
-            return [
-                Continuation(value, token_id, value)
-                for token_id, value in zip(ids[:count], values[:count], strict=True)
-            ]
+            return [(-value, token_id, value) for token_id, value in zip(ids[:count], values[:count], strict=True)]
         return lane.adjuster.best(self._store.target_ids(row), ids, values, outputs.log_probabilities[row], count)
 
     def _broken(self, row: int, outputs: StepOutputs) -> SearchError:
