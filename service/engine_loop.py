@@ -93,8 +93,13 @@ class EngineLoop:
 
     @property
     def num_running(self) -> int:
-        """Rows in use, as of about now."""
+        """Sequences that are being decoded, as of about now."""
         return self._engine.scheduler.num_running
+
+    @property
+    def num_used_rows(self) -> int:
+        """Rows in use, as of about now."""
+        return self._engine.scheduler.num_used_rows
 
     @property
     def num_waiting(self) -> int:

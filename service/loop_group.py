@@ -36,8 +36,13 @@ class LoopGroup:
 
     @property
     def num_running(self) -> int:
-        """Rows in use, over all loops, as of about now."""
+        """Sequences that are being decoded, over all loops, as of about now."""
         return sum(loop.num_running for loop in self._loops)
+
+    @property
+    def num_used_rows(self) -> int:
+        """Rows in use, over all loops, as of about now."""
+        return sum(loop.num_used_rows for loop in self._loops)
 
     @property
     def num_waiting(self) -> int:

@@ -17,7 +17,8 @@ from prometheus_client.registry import Collector
 
 from service.engine import StepReport
 from service.request import FinishReason
-from service.translator import ServedModel, mean_inter_token_seconds
+from service.served_model import ServedModel
+from service.translator import mean_inter_token_seconds
 
 REQUEST_BUCKETS = (.001, .0025, .005, .01, .02, .04, .06, .08, .1, .15, .2, .3, .5, .75, 1, 2, 5, 10, 30)  # fmt: skip
 """Seconds; finer below 0.3 than is usual, because that is where a translation is."""
@@ -215,7 +216,11 @@ class _Gauges(Collector):
                 "How long the segment that waits longest has waited.",
                 max((loop.oldest_wait_seconds() for loop in loops), default=0.0),
             ),
-            GaugeMetricFamily("dragoman_slots_used", "Rows of the key/value slabs in use.", num_running),
+            GaugeMetricFamily(
+                "dragoman_slots_used",
+                "Rows of the key/value slabs in use: as many for a segment as it has hypotheses.",
+                sum(loop.num_used_rows for loop in loops),
+            ),
             GaugeMetricFamily(
                 "dragoman_slots_capacity", "Rows of the key/value slabs.", sum(model.max_rows for model in models)
             ),
