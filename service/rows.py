@@ -179,7 +179,10 @@ class RowStore:
         self._num_free_within = 0
 
     def compact(self) -> Iterator[RowCopy | LaneCopy]:
-        """Closes the gaps with the last rows and lanes, one at a time: each copy is to be carried out when it comes."""
+        """Closes the gaps with the last rows and lanes, one at a time: each copy is to be carried out when it comes.
+
+        The store is sound whenever a copy comes, so that everybody can be let go of where it fails.
+        """
         while self._num_free_within:
             gap = self._row_tenants.index(None)
             tenant = self._row_tenants.pop()
@@ -188,7 +191,6 @@ class RowStore:
             self._num_free_within -= 1
             self._row_tenants[gap] = tenant
             length = int(self.lengths[row])
-            yield RowCopy(row, gap, 0, length)
             self._take_over(row, gap, length)
             self._lanes[gap] = self._lanes[row]
             self._places[gap] = self._places[row]
@@ -200,19 +202,20 @@ class RowStore:
             tenant.rows[tenant.rows.index(row)] = gap
             tenant.renumber(row, gap)
             self._trim()
+            yield RowCopy(row, gap, 0, length)
         while None in self._lane_tenants:
             gap = self._lane_tenants.index(None)
             owner = self._lane_tenants.pop()
             assert owner is not None
             lane = len(self._lane_tenants)
             self._lane_tenants[gap] = owner
-            yield LaneCopy(lane, gap, owner.source_length)
             self._source_lengths[gap] = self._source_lengths[lane]
             self._rows_per_lane[gap] = self._rows_per_lane[lane]
             owner.lane = gap
             for row in owner.rows:
                 self._lanes[row] = gap
             self._trim()
+            yield LaneCopy(lane, gap, owner.source_length)
 
     def inputs(self, *, num_candidates: int, with_attention: bool) -> StepInputs:
         """What the next step reads: views of the store."""
