@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence as Row
 
 import pytest
 
 from service.engine import Engine, StepReport
-from service.request import DecodingOptions, FinishReason, InvalidSequenceError, Sequence
+from service.lane import Lane
+from service.options import DecodingOptions, Sampling
+from service.request import FinishReason, InvalidSequenceError, Sequence
+from service.rows import RowCopy
+from service.runner import StepInputs, StepOutputs
 from service.scheduler import QueueFullError, Scheduler, SchedulerLimits
-from service.search import Advance, GreedySearch
+from service.search import Search, SearchError
 from service.tokenizer import EOS_ID
-from tests.synthetic.fake_runner import FakeRunner, RunnerBrokeError, always, expected, never
+from tests.synthetic.fake_runner import Babble, FakeRunner, RunnerBrokeError, always, expected, never
 
 
 class Ticks:
@@ -39,13 +42,19 @@ def check(sequence: Sequence, runner: FakeRunner) -> None:
     assert sequence.finish_reason is (FinishReason.STOP if tokens[-1] == EOS_ID else FinishReason.LENGTH)
 
 
+def length_so_far(engine: Engine, sequence: Sequence) -> int:
+    """Target tokens of a running sequence with one hypothesis."""
+    (target_ids,) = engine.open_hypotheses(sequence)
+    return len(target_ids)
+
+
 def steps(engine: Engine, count: int) -> list[StepReport]:
     return [engine.step() for _ in range(count)]
 
 
 def test_decodes_what_it_is_given_in_any_mix() -> None:
     runner = FakeRunner()
-    engine = Engine.greedy(runner, clock=Ticks())
+    engine = Engine.over(runner, clock=Ticks())
     sequences = [make(*range(10, 10 + length)) for length in (3, 0, 9, 1, 5, 12, 2)]
     reports = engine.run_to_completion(sequences)
     for sequence in sequences:
@@ -60,12 +69,13 @@ def test_decodes_what_it_is_given_in_any_mix() -> None:
 
 def test_joins_while_others_are_in_the_middle() -> None:
     runner = FakeRunner()
-    engine = Engine.greedy(runner)
+    engine = Engine.over(runner)
     sequences = [make(*range(10 * i, 10 * i + 8)) for i in range(1, 5)]
     for sequence in sequences:
         engine.submit([sequence])
         engine.step()
-    assert [len(sequence.target_ids) for sequence in sequences] == [4, 3, 2, 1]
+    assert [length_so_far(engine, sequence) for sequence in sequences] == [4, 3, 2, 1]
+    assert all(sequence.target_ids == [] for sequence in sequences)  # results come at the end, all at once
     engine.run_to_completion([])
     assert runner.rows_per_step[:4] == [1, 2, 3, 4]
     for sequence in sequences:
@@ -74,7 +84,7 @@ def test_joins_while_others_are_in_the_middle() -> None:
 
 def test_runs_beyond_the_queue_limits_by_feeding_the_queue() -> None:
     runner = FakeRunner()
-    engine = Engine.greedy(runner, max_waiting_sequences=1, max_waiting_tokens=1)
+    engine = Engine.over(runner, max_waiting_sequences=1, max_waiting_tokens=1)
     sequences = [make(*range(20, 20 + i % 9)) for i in range(30)]
     engine.run_to_completion(sequences)
     for sequence in sequences:
@@ -84,7 +94,7 @@ def test_runs_beyond_the_queue_limits_by_feeding_the_queue() -> None:
 def test_the_cache_bounds_the_target() -> None:
     runner = FakeRunner(max_target_tokens=6)
     long, own = make(*range(10, 20)), make(*range(20, 30), limit=4)
-    Engine.greedy(runner).run_to_completion([long, own])
+    Engine.over(runner).run_to_completion([long, own])
     assert (len(long.target_ids), len(own.target_ids)) == (6, 4)
     for sequence in (long, own):
         check(sequence, runner)
@@ -93,7 +103,7 @@ def test_the_cache_bounds_the_target() -> None:
 
 
 def test_admission_is_all_or_nothing() -> None:
-    engine = Engine.greedy(FakeRunner(), max_waiting_sequences=2)
+    engine = Engine.over(FakeRunner(), max_waiting_sequences=2)
     with pytest.raises(QueueFullError):
         engine.submit([make(1), make(1), make(1)])
     with pytest.raises(InvalidSequenceError):
@@ -106,7 +116,7 @@ def test_admission_is_all_or_nothing() -> None:
 
 def test_a_cancelled_sequence_leaves_by_the_next_step() -> None:
     runner = FakeRunner()
-    engine = Engine.greedy(runner)
+    engine = Engine.over(runner)
     first, second, third = (make(*range(10 * i, 10 * i + 6)) for i in range(1, 4))
     engine.submit([first, second, third])
     steps(engine, 2)
@@ -114,7 +124,7 @@ def test_a_cancelled_sequence_leaves_by_the_next_step() -> None:
     report = engine.step()
     assert report.finished == [first]
     assert first.finish_reason is FinishReason.CANCELLED
-    assert len(first.target_ids) == 2
+    assert (first.num_steps, first.hypotheses) == (2, [])
     assert (report.num_rows, report.num_dropped, report.num_dropped_steps) == (2, 1, 2)
     engine.run_to_completion([])
     check(second, runner)
@@ -128,7 +138,7 @@ def test_a_cancelled_sequence_leaves_by_the_next_step() -> None:
 def test_an_expired_sequence_leaves_by_the_next_step() -> None:
     clock = Ticks()
     runner = FakeRunner(max_rows=2)
-    engine = Engine.greedy(runner, clock=clock)
+    engine = Engine.over(runner, clock=clock)
     running, other = make(1, 2, 4, deadline=10.0), make(4, 5, 6)
     waiting = make(7, 8, deadline=10.0)
     engine.submit([running, other, waiting])
@@ -144,7 +154,7 @@ def test_an_expired_sequence_leaves_by_the_next_step() -> None:
 
 def test_a_failed_encoder_run_fails_its_newcomers_alone() -> None:
     runner = FakeRunner()
-    engine = Engine.greedy(runner)
+    engine = Engine.over(runner)
     running = make(*range(10, 16))
     engine.submit([running])
     engine.step()
@@ -166,7 +176,7 @@ def test_a_failed_encoder_run_fails_its_newcomers_alone() -> None:
 
 def test_a_failed_placement_fails_its_newcomers_alone() -> None:
     runner = FakeRunner()
-    engine = Engine.greedy(runner)
+    engine = Engine.over(runner)
     running = make(*range(10, 16))
     engine.submit([running])
     engine.step()
@@ -184,7 +194,7 @@ def test_a_failed_placement_fails_its_newcomers_alone() -> None:
 
 def test_a_failed_step_fails_its_batch_and_the_next_succeeds() -> None:
     runner = FakeRunner(max_rows=2)
-    engine = Engine.greedy(runner)
+    engine = Engine.over(runner)
     batch, waiting = [make(1, 2), make(4, 5)], make(6, 7)
     engine.submit([*batch, waiting])
     runner.fail_decode = lambda step: step == 1
@@ -194,38 +204,70 @@ def test_a_failed_step_fails_its_batch_and_the_next_succeeds() -> None:
     assert report.num_failed == 2
     assert isinstance(report.decode_error, RunnerBrokeError)
     assert all(sequence.finish_reason is FinishReason.FAILED for sequence in batch)
-    assert all(len(sequence.target_ids) == 1 for sequence in batch)
+    assert all((sequence.num_steps, sequence.hypotheses) == (1, []) for sequence in batch)
     engine.run_to_completion([])
     check(waiting, runner)
     assert runner.violations == []
 
 
 @pytest.mark.parametrize("leaves_by", ["end", "cancel"])
-def test_a_failed_move_fails_every_row_and_the_next_batch_succeeds(leaves_by: str) -> None:
-    runner = FakeRunner()
-    engine = Engine.greedy(runner)
-    short, long, longer = make(1), make(*range(10, 20)), make(*range(20, 30))
-    engine.submit([short, long, longer])
-    runner.fail_move = always
-    engine.step()
-    if leaves_by == "cancel":
+@pytest.mark.parametrize("fails_at", ["row", "lane"])
+def test_a_failed_copy_fails_every_row_and_the_next_batch_succeeds(leaves_by: str, fails_at: str) -> None:
+    runner = FakeRunner(max_rows=6)
+    engine = Engine.over(runner)
+    short, long, longer = make(1, 2), make(*range(10, 20)), make(*range(20, 30))
+    wide = Sequence(source_ids=(30, 31, 32, EOS_ID), options=DecodingOptions(beam_size=2))
+    engine.submit([short, long, longer, wide])
+    steps(engine, 2)
+    copied: list[tuple[int, int]] = []
+
+    def fail_copy(source: int, target: int) -> bool:
+        copied.append((source, target))
+        return fails_at == "row" or len(copied) == 2  # the row that is left is closed first, then the lane
+
+    if leaves_by == "end":
+        assert engine.step().finished == [short]
+    else:
         engine.cancel([short])
+    runner.fail_copy = fail_copy
     report = engine.step()
-    assert set(report.finished) == {short, long, longer}
+    assert copied == [(4, 0), (3, 0)][: len(copied)]
+    assert {long, longer, wide} <= set(report.finished) <= {short, long, longer, wide}
     assert short.finish_reason is (FinishReason.STOP if leaves_by == "end" else FinishReason.CANCELLED)
-    assert {long.finish_reason, longer.finish_reason} == {FinishReason.FAILED}
+    assert {each.finish_reason for each in (long, longer, wide)} == {FinishReason.FAILED}
     assert isinstance(report.decode_error, RunnerBrokeError)
-    runner.fail_move = never
+    assert report.num_rows == engine.store.num_used_rows == engine.scheduler.num_used_rows == 0
+    runner.fail_copy = never
     later = make(3, 4)
     engine.run_to_completion([later])
     check(later, runner)
     assert runner.violations == []
 
 
+def test_a_failed_copy_between_beams_fails_every_row_and_the_next_batch_succeeds() -> None:
+    runner = FakeRunner(max_rows=8, language=Babble())
+    engine = Engine.over(runner)
+    beam = Sequence(source_ids=(5, 6, 7, EOS_ID), options=DecodingOptions(beam_size=4))
+    other = make(8, 9, 10)
+    runner.fail_copy = always
+    engine.submit([beam, other])
+    report = engine.step()
+    assert set(report.finished) == {beam, other}
+    assert {beam.finish_reason, other.finish_reason} == {FinishReason.FAILED}
+    assert isinstance(report.decode_error, RunnerBrokeError)
+    runner.fail_copy = never
+    again = Sequence(source_ids=beam.source_ids, options=beam.options)
+    engine.run_to_completion([again])
+    alone = Sequence(source_ids=beam.source_ids, options=beam.options)
+    Engine.over(FakeRunner(max_rows=8, language=Babble())).run_to_completion([alone])
+    assert again.hypotheses == alone.hypotheses
+    assert runner.violations == []
+
+
 def test_a_row_whose_numbers_are_broken_fails_alone() -> None:
     runner = FakeRunner()
     runner.is_nan = lambda source: source[0] == 66
-    engine = Engine.greedy(runner)
+    engine = Engine.over(runner)
     broken, sound = make(66, 1), make(5, 6, 7)
     reports = engine.run_to_completion([broken, sound])
     assert broken.finish_reason is FinishReason.FAILED
@@ -235,38 +277,68 @@ def test_a_row_whose_numbers_are_broken_fails_alone() -> None:
     assert [report.decode_error for report in reports] == [None] * len(reports)
 
 
-class BrokenSearch(GreedySearch):
-    """Fails for one sequence at its second token."""
-
-    def advance(
-        self, sequence: Sequence, token_ids: Row[int], log_probabilities: Row[float], max_target_tokens: int
-    ) -> Advance:
-        if sequence.source_ids[0] == 66 and sequence.target_ids:
-            raise ZeroDivisionError
-        return super().advance(sequence, token_ids, log_probabilities, max_target_tokens)
-
-
-def test_a_failed_search_fails_its_sequence_alone() -> None:
-    runner = FakeRunner()
-    limits = SchedulerLimits(max_rows=4, max_source_tokens=32, source_vocabulary_size=1000)
-    engine = Engine(runner, Scheduler(limits), BrokenSearch(eos_id=EOS_ID))
-    broken, sound = make(66, 1), make(5, 6, 7)
-    engine.run_to_completion([broken, sound])
-    assert isinstance(broken.error, ZeroDivisionError)
-    assert len(broken.target_ids) == 1
+def test_broken_numbers_fail_a_search_of_any_kind_alone() -> None:
+    kinds = [
+        DecodingOptions(),
+        DecodingOptions(beam_size=2),
+        DecodingOptions(beam_size=2, repetition_penalty=1.5),
+        DecodingOptions(sampling=Sampling(), num_hypotheses=2),
+        DecodingOptions(with_alternatives=True, num_hypotheses=2),
+        DecodingOptions(target_prefix=(7, 8, 9)),
+        DecodingOptions(beam_size=2, target_prefix=(7, 8, 9)),
+        DecodingOptions(target_prefix=(7, EOS_ID), is_scoring=True),
+    ]
+    runner = FakeRunner(max_rows=20)
+    engine = Engine.over(runner)
+    broken = [Sequence(source_ids=(66, 67, EOS_ID), options=options) for options in kinds]
+    sound = make(5, 6, 7)
+    engine.submit([*broken, sound])
+    assert engine.step().decode_error is None
+    runner.is_nan = lambda source: source[0] == 66
+    report = engine.step()
+    assert set(report.finished) == set(broken)
+    assert report.decode_error is None
+    for sequence in broken:
+        assert isinstance(sequence.error, SearchError)
+        assert "must be finite" in str(sequence.error)
+        assert "at position 1" in str(sequence.error)
+        assert sequence.hypotheses == []
+    engine.run_to_completion([])
     check(sound, runner)
+    assert runner.violations == []
+
+
+def test_a_failed_search_fails_its_sequence_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    advance = Search.advance
+
+    def broken_advance(self: Search, lane: Lane, outputs: StepOutputs) -> tuple[bool, list[RowCopy]]:
+        if lane.sequence is broken and len(lane.open) == 2:
+            raise ZeroDivisionError
+        return advance(self, lane, outputs)
+
+    monkeypatch.setattr(Search, "advance", broken_advance)
+    runner = FakeRunner(max_rows=6)
+    engine = Engine.over(runner)
+    broken = Sequence(source_ids=(66, 1, EOS_ID), options=DecodingOptions(beam_size=2, repetition_penalty=1.1))
+    sound, sound_beam = make(5, 6, 7), Sequence(source_ids=(8, EOS_ID), options=DecodingOptions(beam_size=2))
+    engine.run_to_completion([broken, sound, sound_beam])
+    assert isinstance(broken.error, ZeroDivisionError)
+    assert (broken.finish_reason, broken.num_steps, broken.hypotheses) == (FinishReason.FAILED, 2, [])
+    check(sound, runner)
+    assert sound_beam.finish_reason is FinishReason.STOP
+    assert engine.store.num_used_rows == 0
     assert runner.violations == []
 
 
 def test_an_engine_larger_than_its_runner_is_refused() -> None:
     limits = SchedulerLimits(max_rows=5, max_source_tokens=33, source_vocabulary_size=1001)
     with pytest.raises(ValueError, match=r"`max_rows` .* 4, .* `max_source_tokens` .* `source_vocabulary_size`"):
-        Engine(FakeRunner(), Scheduler(limits), GreedySearch(eos_id=EOS_ID))
+        Engine(FakeRunner(), Scheduler(limits))
 
 
 def test_timings_and_company_are_told() -> None:
     clock = Ticks()
-    engine = Engine.greedy(FakeRunner(max_rows=2), clock=clock)
+    engine = Engine.over(FakeRunner(max_rows=2), clock=clock)
     first, second, late = make(1, 2), make(4, 5, 6), make(7)
     engine.submit([first, second, late])
     engine.run_to_completion([])
@@ -287,7 +359,7 @@ def test_timings_and_company_are_told() -> None:
 
 def test_fail_all_ends_everything_once() -> None:
     runner = FakeRunner(max_rows=1)
-    engine = Engine.greedy(runner)
+    engine = Engine.over(runner)
     running, waiting = make(1, 2), make(4, 5)
     engine.submit([running, waiting])
     engine.step()
@@ -299,3 +371,99 @@ def test_fail_all_ends_everything_once() -> None:
     later = make(3, 4)
     engine.run_to_completion([later])
     check(later, runner)
+
+
+def test_progress_is_told_while_it_is_decoded_to_those_who_want_it() -> None:
+    engine = Engine.over(FakeRunner(max_rows=4))
+    told: list[int] = []
+    wants = Sequence(
+        source_ids=(5, 6, 7, 8, EOS_ID), on_progress=lambda _sequence, _ids: None, options=DecodingOptions(beam_size=2)
+    )
+    other = make(9, 10, 11)
+    engine.submit([wants, other])
+    while not engine.is_idle:
+        report = engine.step()
+        assert all(sequence is wants for sequence, _ in report.progress)
+        assert not (wants in report.finished and report.progress)
+        for _, ids in report.progress:
+            assert ids
+            told += ids
+    assert 1 <= len(told) <= len(wants.text_ids)
+    assert told == wants.text_ids[: len(told)]
+
+
+def test_a_sequence_owns_as_many_rows_as_it_has_hypotheses() -> None:
+    runner = FakeRunner(max_rows=6, language=Babble())
+    engine = Engine.over(runner)
+    beam = Sequence(source_ids=(5, 6, EOS_ID), options=DecodingOptions(beam_size=4, min_target_tokens=5))
+    samples = Sequence(source_ids=(7, EOS_ID), options=DecodingOptions(num_hypotheses=3, sampling=Sampling()))
+    greedy = make(8, 9)
+    engine.submit([beam, samples, greedy])
+    report = engine.step()
+    # `samples` do not fit beside `beam`; `greedy` would, but would overtake them.
+    assert (report.num_rows, report.num_admitted, report.num_target_tokens) == (4, 1, 1)
+    assert engine.scheduler.num_used_rows == engine.store.num_used_rows == 4
+    assert len(engine.open_hypotheses(beam)) == 4
+    engine.cancel([beam])
+    report = engine.step()
+    assert (report.num_rows, report.num_admitted, report.num_target_tokens) == (4, 2, 2)
+    assert engine.scheduler.num_used_rows == engine.store.num_used_rows == 4
+    engine.run_to_completion([])
+    assert [samples.finish_reason, greedy.finish_reason].count(FinishReason.FAILED) == 0
+    assert len(samples.hypotheses) == 3
+    assert runner.violations == []
+
+
+def test_beams_read_one_copy_of_their_source_and_copy_only_what_differs() -> None:
+    runner = FakeRunner(max_rows=8, max_target_tokens=30, language=Babble())
+    engine = Engine.over(runner)
+    inputs: list[StepInputs] = []
+    decode_step = runner.decode_step
+
+    def recorded(given: StepInputs) -> StepOutputs:
+        inputs.append(given)
+        return decode_step(given)
+
+    runner.decode_step = recorded  # type: ignore[method-assign]
+    beam = Sequence(source_ids=(5, 6, 7, EOS_ID), options=DecodingOptions(beam_size=8, min_target_tokens=25))
+    engine.run_to_completion([beam])
+    assert runner.encoded == [beam.source_ids]
+    assert all(len(each.source_lengths) == 1 for each in inputs)
+    assert all(each.rows_per_lane.tolist() == [8] for each in inputs)
+    num_steps = len(inputs)
+    everything = sum(8 * length for length in range(1, num_steps))  # a gather copies every row at every step
+    assert 0 < runner.copied_positions < everything / 3
+    assert runner.violations == []
+
+
+def test_candidates_and_attention_are_asked_for_only_where_somebody_wants_them() -> None:
+    runner = FakeRunner(max_rows=4, language=Babble())
+    engine = Engine.over(runner)
+    asked: list[tuple[int, bool]] = []
+    decode_step = runner.decode_step
+
+    def recorded(given: StepInputs) -> StepOutputs:
+        asked.append((given.num_candidates, given.with_attention))
+        return decode_step(given)
+
+    runner.decode_step = recorded  # type: ignore[method-assign]
+    for options in (
+        DecodingOptions(),
+        DecodingOptions(beam_size=3),
+        DecodingOptions(with_alignment=True),
+        DecodingOptions(beam_size=2, coverage_penalty=0.5),
+    ):
+        engine.run_to_completion([Sequence(source_ids=(5, 6, EOS_ID), options=options)])
+        assert len(set(asked)) == 1
+        assert asked[0][0] == (1 if options.is_plain_greedy else 2 * options.num_rows)
+        assert asked[0][1] == (options.with_alignment or options.coverage_penalty != 0)
+        asked.clear()
+
+
+def test_an_end_that_never_comes_leaves_the_limit() -> None:
+    runner = FakeRunner(max_target_tokens=12)
+    limits = SchedulerLimits(max_rows=4, max_source_tokens=32, source_vocabulary_size=1000)
+    endless = Sequence(source_ids=(5, 6, EOS_ID), options=DecodingOptions(guards_repetition=False))
+    Engine(runner, Scheduler(limits), eos_id=-1).run_to_completion([endless])
+    assert endless.target_ids == [5, 6, EOS_ID] * 4
+    assert endless.finish_reason is FinishReason.LENGTH
