@@ -9,13 +9,15 @@ CONFIG ?= training/configs/en-zh.toml
 CHECKPOINT ?= runs/en-zh/averaged
 OUTPUT ?= build/models/en-zh
 PRECISION ?= int8
+FP32 ?= build/models/en-zh-fp32
 DATA ?= ../shared/data
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: help serve translate test check proto train export evaluate clean
+.PHONY: help serve translate test check proto train export evaluate bench-decoding \
+	bench-reference bench-ctranslate2 clean
 
 help:  ## This list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
 $(VENV)/.serve: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -55,6 +57,18 @@ export: $(VENV)/.dev  ## Export CHECKPOINT to OUTPUT at PRECISION, verified
 
 evaluate: $(VENV)/.dev  ## BLEU and chrF of the served model on DATA's test sets, through gRPC, held against its card
 	@$(BIN)/python -m benchmarks.evaluate --data $(DATA) --models models --card models/en-zh.md $(ARGS)
+
+bench-decoding: $(VENV)/.dev  ## Tokens a second of greedy and beam search, and the share spent outside ONNX Runtime
+	@$(BIN)/python -m benchmarks.decoding models/en-zh --data $(DATA) $(ARGS)
+
+$(FP32):
+	$(MAKE) export OUTPUT=$(FP32) PRECISION=fp32 ARGS=
+
+bench-reference: $(VENV)/.dev $(FP32)  ## Every search and penalty against the plain reference over CHECKPOINT, in fp32
+	@$(BIN)/python -m benchmarks.reference_beam $(CHECKPOINT) $(FP32) --data $(DATA) $(ARGS)
+
+bench-ctranslate2: $(VENV)/.dev $(FP32)  ## Beam 4 beside CTranslate2 with CHECKPOINT's weights, in fp32
+	@$(BIN)/python -m benchmarks.ctranslate2_beam $(CHECKPOINT) $(FP32) --data $(DATA) $(ARGS)
 
 clean:  ## Remove the virtual environment and caches (never runs/ or models/)
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -42,3 +42,12 @@ def english_chinese(data: Path) -> tuple[TestSet, ...]:
         _tab_separated("tatoeba-enzh/test", data / "tatoeba-enzh" / "test.tsv.gz"),
         _paired("flores-enzh/dev", flores / "dev.en", flores / "dev.zh"),
     )
+
+
+def english_chinese_dev(data: Path) -> tuple[TestSet, ...]:
+    """docs-enzh dev (1,000) and tatoeba-enzh dev (507) below `data`: what options may be tried on."""
+    docs = data / "docs-enzh"
+    return (
+        _paired("docs-enzh/dev", docs / "dev.en", docs / "dev.zh"),
+        _tab_separated("tatoeba-enzh/dev", data / "tatoeba-enzh" / "dev.tsv.gz"),
+    )

@@ -146,6 +146,21 @@ def test_early_stopping_and_patience_say_how_many_must_end() -> None:
     assert math.log(0.6 * 0.45 * 0.9) / 3 > math.log(0.36)  # why it is the best
 
 
+def test_how_many_must_end_is_rounded_halves_up_and_no_less_than_the_results() -> None:
+    def goes_on(**values: object) -> bool:
+        """Whether the two that have ended after step 2 are not enough."""
+        model = TableModel(LONGEST_IS_BEST)
+        search(model, SOURCE, options(beam_size=2, **values))
+        return (A, C) in model.asked
+
+    assert not goes_on(patience=1.2)
+    assert goes_on(patience=1.25)
+    assert not goes_on(patience=0.1)
+    assert len(search(TableModel(LONGEST_IS_BEST), SOURCE, options(beam_size=2, patience=0.1)).hypotheses) == 1
+    both = search(TableModel(GREEDY_IS_SECOND), SOURCE, options(beam_size=2, num_hypotheses=2, patience=0.5))
+    assert len(both.hypotheses) == 2
+
+
 def test_the_search_ends_when_no_open_hypothesis_can_pass_the_worst_result() -> None:
     """Step 2 leaves AA .36 and BB .36 open; after step 3 AA end .36 is known and BBB .18 is open."""
     table: Table = {
