@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper
@@ -18,8 +22,9 @@ from export.parity import compare_values, open_value_runner, torch_log_probabili
 from export.same_bytes import check_same_bytes
 from service.bundle import DECODER_NAME, ENCODER_NAME, Bundle
 from service.engine import Engine
+from service.graph_signature import SOURCE_MULTIPLE
 from service.model_runner import OnnxModelRunner
-from service.tokenizer import BOS_ID, PAD_ID
+from service.tokenizer import BOS_ID, EOS_ID, PAD_ID
 from tests.parity.graph_bundles import Exported, export_random, random_checkpoint, random_sentences
 from training.decode import DecodeOptions, decode
 
@@ -72,7 +77,7 @@ def test_int8_numbers_differ_by_rounding_only(exported: Exported) -> None:
 def test_greedy_tokens_equal_those_of_pytorch(exported: Exported) -> None:
     sentences = random_sentences(exported.checkpoint, 40)
     num_tokens = exported.checkpoint.architecture.target_tokens
-    engine = Engine.greedy(open_runner(exported.fp32, sentences, max_rows=6, num_threads=1))
+    engine = Engine.over(open_runner(exported.fp32, sentences, max_rows=6, num_threads=1))
     found = decode_by_engine(engine, sentences)
     options = DecodeOptions(max_length_factor=2, max_length_extra=0)
     for sentence, sequence in zip(sentences, found, strict=True):
@@ -99,13 +104,70 @@ def test_the_same_bytes_alone_together_and_in_random_company(exported: Exported,
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_the_encoder_gives_the_same_bits_in_any_batch(exported: Exported, precision: str) -> None:
-    runner = open_value_runner(getattr(exported, precision), num_threads=2)
-    sources = [list(sentence.source_ids) for sentence in random_sentences(exported.checkpoint, 24, seed=1)]
-    together = runner.encode(sources).sources
-    for source, encoded in zip(sources, together, strict=True):
-        alone = runner.encode([source]).sources[0]
-        np.testing.assert_array_equal(alone.payload[:, :, :, : len(source)], encoded.payload[:, :, :, : len(source)])
+def test_the_encoder_gives_the_same_bits_in_any_batch_and_padding(exported: Exported, precision: str) -> None:
+    """Alone on one thread, beside any rows, any multiple of 8 that holds it, and two threads."""
+    path = getattr(exported, precision).directory / ENCODER_NAME
+    sessions = [_open_session(path, num_threads) for num_threads in (1, 2)]
+    most = exported.checkpoint.architecture.max_positions
+    generator = np.random.default_rng(3)
+
+    def encode(session: onnxruntime.InferenceSession, rows: list[list[int]], width: int) -> list[npt.NDArray[Any]]:
+        source_ids = np.full((len(rows), width), PAD_ID, np.int64)
+        for row, ids in zip(source_ids, rows, strict=True):
+            row[: len(ids)] = ids
+        lengths = np.array([len(ids) for ids in rows], np.int32)
+        outputs: list[npt.NDArray[Any]] = session.run(None, {"source_ids": source_ids, "source_lengths": lengths})
+        return outputs
+
+    sources: list[list[int]] = [
+        [*generator.integers(EOS_ID + 1, 250, length - 1).tolist(), EOS_ID] for length in range(1, most + 1)
+    ]
+    alone = [encode(sessions[0], [source], -(-len(source) // SOURCE_MULTIPLE) * SOURCE_MULTIPLE) for source in sources]
+    assert len({encoded[0].tobytes() for encoded in alone}) == most
+
+    def compare(chosen: list[int], width: int, session: onnxruntime.InferenceSession) -> None:
+        together = encode(session, [sources[index] for index in chosen], width)
+        for row, index in enumerate(chosen):
+            for found, wanted in zip(together, alone[index], strict=True):
+                length = len(sources[index])
+                np.testing.assert_array_equal(found[row, :, :length], wanted[0, :, :length])
+
+    for index, source in enumerate(sources):  # every length in every padding
+        for width in range(SOURCE_MULTIPLE, most + 1, SOURCE_MULTIPLE):
+            if len(source) <= width:
+                compare([index], width, sessions[1])
+    for _ in range(60):  # and in random company
+        width = SOURCE_MULTIPLE * int(generator.integers(1, most // SOURCE_MULTIPLE + 1))
+        chosen = generator.integers(0, width, int(generator.integers(2, 20))).tolist()
+        compare(chosen, width, sessions[int(generator.integers(2))])
+
+
+def _open_session(path: Path, num_threads: int) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def test_the_encoder_is_as_few_nodes_as_it_can_be(exported: Exported) -> None:
+    """What makes it quick (docs/decisions/0004): nothing creeps back in between the products."""
+    model = exported.checkpoint.model
+    layers = len(model.encoder.layers)
+    is_pre_norm = model.config.norm == "pre"
+    int8 = onnx.load(exported.int8.directory / ENCODER_NAME)
+    for graph, attention, product in (
+        (exported.graphs[ENCODER_NAME].graph, "Attention", "MatMul"),
+        (int8.graph, "QAttention", "MatMulIntegerToFloat"),
+    ):
+        operators = Counter(node.op_type for node in graph.node)
+        assert operators[attention] == layers
+        assert operators[product] == 3 * layers + 1
+        assert operators["RMSNormalization"] == (2 * layers + 1 if is_pre_norm else 0)
+        assert operators["LayerNormalization"] == (0 if is_pre_norm else 2 * layers)
+        assert operators["Transpose"] == operators["Reshape"] == operators["Split"] == 1
+    assert operators["QuantizeLinear"] == 4 * layers + 1  # one before each product, and nothing else
+    assert operators["Relu"] == operators["ReduceMax"] == 0
+    assert operators["Add"] == 2 * layers + 1  # the residuals and the positions; no bias
+    assert operators.total() == 12 * layers + 12 + is_pre_norm
 
 
 def test_the_slots_length_and_older_contents_do_not_matter(exported: Exported) -> None:
@@ -120,7 +182,7 @@ def test_the_slots_length_and_older_contents_do_not_matter(exported: Exported) -
             for buffer in (buffer for _, buffer in runner._slab.inputs(3)):
                 buffer.fill(np.nan)
         limited = [sentence for sentence in sentences if sentence.max_target_tokens <= 31]
-        results.append([one.target_ids for one in decode_by_engine(Engine.greedy(runner), limited)])
+        results.append([one.target_ids for one in decode_by_engine(Engine.over(runner), limited)])
     assert len(results[0]) > 4
     assert results[0] == results[1]
 

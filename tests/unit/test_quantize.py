@@ -1,4 +1,4 @@
-"""Int8: the numbers of a weight and of a row of activations, and the graph they make, beside integers in NumPy."""
+"""Int8: the numbers of weights and activations in both recipes, and the graph they make, beside integers in NumPy."""
 
 from __future__ import annotations
 
@@ -16,12 +16,18 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export.quantize import (
     ACTIVATION_ZERO,
+    GROUP,
     LARGEST,
     LARGEST_ACTIVATION,
+    LARGEST_BYTE,
+    LARGEST_PAIR,
     LEAST_ACTIVATION,
+    MICROSOFT,
     OPERATOR,
     QuantizeError,
+    product_inputs,
     quantize,
+    quantize_in_pairs,
     quantize_matrix,
 )
 
@@ -93,6 +99,40 @@ def test_the_largest_weight_of_a_row_is_exact_and_zero_stays_zero() -> None:
     assert weight.dequantize()[1, 5] == pytest.approx(0.5, rel=1e-6)
     assert np.count_nonzero(weight.data) == 3
     np.testing.assert_array_equal(weight.dequantize()[2], 0.0)  # no NaN where all is zero
+
+
+def sums_of_pairs(data: npt.NDArray[np.int8]) -> tuple[int, int]:
+    """The highest and the lowest sum of two bytes of one sign among any four in a row of a matrix [N,K]."""
+    highest = lowest = 0
+    for row in data.astype(int).tolist():
+        for first in range(0, len(row), GROUP):
+            group = sorted([*row[first : first + GROUP], 0, 0])
+            highest, lowest = max(highest, sum(group[-2:])), min(lowest, sum(group[:2]))
+    return highest, lowest
+
+
+@given(hnp.arrays(np.float32, st.tuples(st.integers(1, 3), st.integers(1, 18)), elements=st.floats(-8, 8, width=32)))
+def test_no_two_of_four_weights_pass_the_largest_pair(matrix: Floats) -> None:
+    weight = quantize_in_pairs(matrix)
+    highest, lowest = sums_of_pairs(weight.data)
+    assert highest <= LARGEST_PAIR
+    assert lowest >= -LARGEST_PAIR
+    assert (np.abs(weight.dequantize() - matrix).max(axis=1) <= weight.scales * 0.5001 + 1e-30).all()
+    plain = quantize_matrix(matrix).scales
+    assert (weight.scales >= plain).all()
+    assert (weight.scales <= plain * 2.0001).all()
+
+
+def test_the_scale_of_pairs_is_no_larger_than_it_must_be() -> None:
+    matrix = np.zeros((3, 8), np.float32)
+    matrix[0, [0, 5]] = 1.27, 1.27  # in two groups: as precise as ever
+    matrix[1, [1, 3]] = 1.27, -1.27  # of two signs, which never add up
+    matrix[2, [4, 7]] = -1.27, -1.27
+    weight = quantize_in_pairs(matrix)
+    np.testing.assert_allclose(weight.scales, [0.01, 0.01, 0.02], rtol=1e-6)
+    assert weight.data[0, [0, 5]].tolist() == [127, 127]
+    assert weight.data[1, [1, 3]].tolist() == [127, -127]
+    assert weight.data[2, [4, 7]].tolist() == [-64, -64]
 
 
 # One product.
@@ -198,6 +238,116 @@ def test_no_pair_of_products_passes_16_bits() -> None:
         np.testing.assert_allclose(found, [[sign * 76.8, -sign * 76.8]], rtol=1e-5)
 
 
+# One product of static activations.
+
+
+def static_product(data: npt.NDArray[np.uint8], zero: int, scale: float, matrix: Floats, bias: Floats) -> Floats:
+    """Bytes [...,K] times a matrix [K,N], in the static recipe's integers."""
+    weight = quantize_in_pairs(np.ascontiguousarray(matrix.T))
+    sums = (data.astype(np.int64) - zero) @ weight.data.T.astype(np.int64)
+    wanted: Floats = (sums * (weight.scales.astype(np.float64) * scale) + bias).astype(np.float32)
+    return wanted
+
+
+@pytest.mark.parametrize(("width", "outputs"), [(64, 96), (192, 24), (48, 17), (7, 5), (1, 1)])
+def test_a_static_product_is_the_one_of_the_integers(width: int, outputs: int) -> None:
+    matrix, bias, x = random_floats(width, outputs), random_floats(outputs, seed=1), random_floats(2, 9, width, seed=2)
+    quantized = quantize(product_model(matrix, bias), {"x": 2.54})
+    onnx.checker.check_model(quantized)
+    found, data = open_session(with_bytes(quantized)).run(None, {"x": x})
+    np.testing.assert_array_equal(data, np.clip(np.rint(x / np.float32(0.02)) + 128, 0, 255))
+    assert_close(found, static_product(data, 128, 0.02, matrix, bias))
+    np.testing.assert_array_equal(open_session(quantized).run(None, {"x": x})[0], found)
+    (without,) = open_session(quantize(product_model(matrix), {"x": 2.54})).run(None, {"x": x})
+    assert_close(without, static_product(data, 128, 0.02, matrix, np.zeros(outputs, np.float32)))
+
+
+def test_what_lies_outside_the_range_is_cut_off_and_touches_no_other_row() -> None:
+    matrix, x = random_floats(8, 3), np.zeros((4, 8), np.float32)
+    x[0], x[2], x[3] = 1e30, -1e30, 0.5
+    quantized = quantize(product_model(matrix, axes=2), {"x": 1.27})
+    found, data = open_session(with_bytes(quantized)).run(None, {"x": x})
+    assert [set(row.tolist()) for row in data] == [{255}, {128}, {0}, {178}]
+    np.testing.assert_array_equal(found[3:], open_session(quantized).run(None, {"x": x[3:]})[0])
+
+
+def test_no_pair_of_static_products_passes_16_bits() -> None:
+    """Whatever the activations are: the ends of a byte bound them, and the weights are bounded in pairs."""
+    most, least = LARGEST_BYTE * LARGEST_PAIR, -LARGEST_BYTE * LARGEST_PAIR
+    assert np.iinfo(np.int16).min <= least < most <= np.iinfo(np.int16).max
+    quantized = quantize(product_model(np.tile(np.array([0.3, -0.3], np.float32), (256, 1)), axes=2), {"x": 1.0})
+    assert sums_of_pairs(constants(quantized)["w.static.int8"].T.astype(np.int8)) == (LARGEST_PAIR, -LARGEST_PAIR)
+    (found,) = open_session(quantized).run(None, {"x": np.full((1, 256), 1e9, np.float32)})
+    np.testing.assert_allclose(found, [[76.8, -76.8]], rtol=0.02)  # 128 steps of 1/127 above the zero, 1 off in 127
+
+
+def test_a_range_of_zero_gives_the_bias_and_no_nan() -> None:
+    matrix, bias = random_floats(8, 3), random_floats(3, seed=1)
+    (found,) = open_session(quantize(product_model(matrix, bias), {"x": 0.0})).run(
+        None, {"x": np.zeros((1, 2, 8), "f")}
+    )
+    np.testing.assert_array_equal(found, np.broadcast_to(bias, (1, 2, 3)))
+
+
+@pytest.mark.parametrize("is_read_elsewhere", [False, True])
+def test_the_bytes_of_a_relu_do_its_work(is_read_elsewhere: bool) -> None:
+    model, arrays = tied_graph()
+    if not is_read_elsewhere:
+        del model.graph.output[1]  # `active`
+    quantized = quantize(model, {"active": 5.1})
+    onnx.checker.check_model(quantized)
+    operators = Counter(node.op_type for node in quantized.graph.node)
+    assert (operators["Relu"], operators["QuantizeLinear"]) == (int(is_read_elsewhere), 1)
+    with_hidden = with_bytes(quantized)
+    with_hidden.graph.output.append(helper.make_tensor_value_info("hidden", TensorProto.FLOAT, ["B", HIDDEN]))
+    outputs = run(with_hidden, list(range(ROWS)))
+    states, hidden = outputs[2 if is_read_elsewhere else 1], outputs[-1]
+    data = np.clip(np.rint(np.maximum(hidden, 0) / np.float32(0.02)), 0, 255).astype(np.uint8)
+    assert (hidden > 5.1).any()
+    assert_close(states, static_product(data, 0, 0.02, arrays["outer"], np.zeros(WIDTH, np.float32)))
+
+
+def attention_model(width: int, heads: int, seed: int = 0) -> tuple[onnx.ModelProto, Floats, Floats]:
+    """`Attention` over x [B,S,D] of some lengths [B], with its matrix [D,3*D] and bias [3*D]."""
+    matrix, bias = random_floats(width, 3 * width, seed=seed), random_floats(3 * width, seed=seed + 1)
+    node = helper.make_node(
+        "Attention", ["x", "w", "b", "lengths"], ["y"], domain=MICROSOFT, num_heads=heads, mask_filter_value=-1e9
+    )
+    graph = helper.make_graph(
+        [node],
+        "attention",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["B", "S", width]),
+            helper.make_tensor_value_info("lengths", TensorProto.INT32, ["B"]),
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["B", "S", width])],
+        [numpy_helper.from_array(matrix, "w"), numpy_helper.from_array(bias, "b")],
+    )
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid(MICROSOFT, 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10), matrix, bias
+
+
+@pytest.mark.parametrize(("width", "heads"), [(64, 2), (96, 4), (24, 3)])
+def test_attention_is_the_one_of_the_integers(width: int, heads: int) -> None:
+    model, matrix, bias = attention_model(width, heads)
+    x, lengths = random_floats(3, 16, width, seed=5), np.array([16, 9, 1], np.int32)
+    (found,) = open_session(quantize(model, {"x": 2.54})).run(None, {"x": x, "lengths": lengths})
+    data = np.clip(np.rint(x / np.float32(0.02)) + 128, 0, 255).astype(np.uint8)
+    projected = static_product(data, 128, 0.02, matrix, bias).astype(np.float64)  # [B,S,3*D]
+    for row, length in enumerate(lengths):
+        query, key, value = projected[row].reshape(16, 3, heads, -1).transpose(1, 2, 0, 3)  # each [H,S,K]
+        scores = query @ key.transpose(0, 2, 1)[:, :, :length] / np.sqrt(width / heads)  # [H,S,length]
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        weights /= weights.sum(axis=-1, keepdims=True)
+        wanted = (weights @ value[:, :length]).transpose(1, 0, 2).reshape(16, width)  # [S,D]
+        np.testing.assert_allclose(found[row], wanted, atol=2e-5 * np.abs(projected).max(), rtol=1e-4)
+
+
+def test_attention_without_a_range_is_refused() -> None:
+    with pytest.raises(QuantizeError, match="The range of `x` must be given"):
+        quantize(attention_model(24, 3)[0], {"y": 1.0})
+
+
 # A graph of them.
 
 
@@ -299,6 +449,17 @@ def test_biases_are_added_once_and_last() -> None:
     assert operators["MatMul"] == operators["Gemm"] == 0
 
 
+def test_the_inputs_of_products_are_named_in_order() -> None:
+    assert product_inputs(tied_graph()[0]) == ["embedded", "active", "states"]
+    assert product_inputs(attention_model(24, 3)[0]) == ["x"]
+
+
+def test_only_products_with_a_range_are_static() -> None:
+    stored = constants(quantize(tied_graph()[0], {"states": 30.0}))
+    assert {"inner.int8", "outer.int8", "embedding.T.static.int8", "embedding.int8"} <= set(stored)
+    assert not {"inner.static.int8", "embedding.T.int8"} & set(stored)
+
+
 def test_a_gemm_may_be_laid_out_either_way_and_have_no_bias() -> None:
     matrix, x = random_floats(WIDTH, HIDDEN), random_floats(4, WIDTH, seed=1)
     for is_transposed in (False, True):
@@ -320,9 +481,10 @@ def test_a_product_that_others_read_keeps_its_name() -> None:
     assert_close(active, np.maximum(integer_product(embedded, arrays["inner"], arrays["inner_bias"]), 0))
 
 
+@pytest.mark.parametrize("ranges", [{}, {"embedded": 20.0, "active": 50.0, "states": 30.0}], ids=["by rows", "static"])
 @pytest.mark.parametrize("num_threads", [1, 2])
-def test_a_row_has_the_same_bits_alone_as_in_company(num_threads: int) -> None:
-    quantized = quantize(tied_graph()[0])
+def test_a_row_has_the_same_bits_alone_as_in_company(num_threads: int, ranges: dict[str, float]) -> None:
+    quantized = quantize(tied_graph()[0], ranges)
     together = run(quantized, list(range(ROWS)), num_threads)
     for ids in ([0], [23], [7, 3], list(range(5)), list(range(10, 23)), list(range(ROWS))[::-1]):
         for found, wanted in zip(run(quantized, ids, num_threads), together, strict=True):
