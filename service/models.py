@@ -11,9 +11,12 @@ from service.engine import Engine, StepReport
 from service.engine_loop import EngineLoop
 from service.loop_group import LoopGroup
 from service.model_runner import ModelRunnerError, OnnxModelRunner
+from service.options import MAX_BEAM_SIZE
+from service.options_reader import model_defaults
+from service.pb.translation.v1 import translation_pb2 as pb
 from service.request import Delivery
 from service.same_bytes import ProbeResult, probe_same_bytes
-from service.translator import ServedModel
+from service.served_model import ServedModel
 
 MAX_DEFAULT_WORKERS = 4
 """Each engine has its own copy of the weights in memory; on a machine of many cores each gets more threads instead."""
@@ -41,6 +44,10 @@ class OpenedModel:
     """Whether a sentence's bytes depend on its company on this machine."""
     num_threads: int
     """Threads of each engine's graphs."""
+    max_beam_size: int
+    """Hypotheses of one segment that every engine can decode."""
+    default_options: pb.DecodingOptions
+    """What holds for options that a call leaves out."""
 
 
 def choose_workers(config: EngineConfig, num_cores: int) -> tuple[int, int]:
@@ -104,9 +111,25 @@ def open_model(directory: str | Path, config: EngineConfig) -> OpenedModel:
         )
     except ModelRunnerError as error:
         raise ModelsError([f"{bundle.directory}: {error}"]) from error
+    max_beam_size = min(MAX_BEAM_SIZE, *(runner.max_rows for runner in runners))
+    try:
+        defaults = model_defaults(
+            getattr(bundle.manifest, "decoding", None),
+            limit=runners[0].max_target_tokens,
+            max_beam_size=max_beam_size,
+        )
+    except ValueError as error:
+        raise ModelsError([f"{bundle.directory}: the manifest's {line}" for line in str(error).splitlines()]) from error
     # The last has most rows; the others have the same graphs and threads.
     probe = probe_same_bytes(runners[-1])
-    return OpenedModel(bundle=bundle, runners=runners, probe=probe, num_threads=num_threads)
+    return OpenedModel(
+        bundle=bundle,
+        runners=runners,
+        probe=probe,
+        num_threads=num_threads,
+        max_beam_size=max_beam_size,
+        default_options=defaults,
+    )
 
 
 def load_models(
@@ -179,6 +202,8 @@ def _serve(
         max_source_tokens=first.max_source_tokens,
         max_target_tokens=first.max_target_tokens,
         max_rows=sum(runner.max_rows for runner in model.runners),
+        max_beam_size=model.max_beam_size,
+        default_options=model.default_options,
         is_same_bytes=model.probe.is_same_bytes,
         provider=config.provider,
         num_threads=model.num_threads * len(model.runners),

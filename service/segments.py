@@ -8,7 +8,7 @@ space, else anywhere, and says so (`is_split`).
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 Encode = Callable[[str], list[int]]

@@ -28,8 +28,9 @@ from service.model_runner import runtime_version
 from service.models import ModelsError, load_models
 from service.pb.translation.v1 import translation_pb2 as pb
 from service.pb.translation.v1 import translation_pb2_grpc
+from service.served_model import ServedModel
 from service.servicer import SERVICE_NAME, TranslationServicer
-from service.translator import ServedModel, Translator
+from service.translator import Translator
 
 logger = logging.getLogger(__name__)
 
@@ -278,6 +279,7 @@ def server_info(config: Config, models: Sequence[ServedModel]) -> pb.GetServerIn
                 target_language_code=model.target_language,
                 precision=model.precision,
                 is_same_bytes=model.is_same_bytes,
+                default_decoding_options=model.default_options,
             )
             for model in models
         ],
@@ -290,6 +292,7 @@ def server_info(config: Config, models: Sequence[ServedModel]) -> pb.GetServerIn
             max_waiting_segments=config.limits.max_waiting_segments,
             max_waiting_tokens=config.limits.max_waiting_tokens,
             max_message_bytes=config.server.max_message_bytes,
+            max_beam_size=min(model.max_beam_size for model in models),
         ),
         runtime_version=runtime_version(),
         provider=models[0].provider,

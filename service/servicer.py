@@ -9,24 +9,29 @@ import os
 import re
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import grpc
 
 from service.config import Config
 from service.engine_loop import DrainingError
 from service.errors import REQUEST_ID_KEY, failure_of
+from service.job import Job, TranslationJob
 from service.metrics import Metrics
 from service.pb.translation.v1 import translation_pb2 as pb
 from service.pb.translation.v1 import translation_pb2_grpc
 from service.refusals import DeadlineError, OverloadedError, UnavailableError
 from service.request import Delivery
 from service.scheduler import QueueFullError
-from service.translator import Job, Translator
+from service.translator import Translator
 
 logger = logging.getLogger(__name__)
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Result = TypeVar("Result")
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["TranslationService"].full_name
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
@@ -43,6 +48,34 @@ def _is_deadline_over(remaining: float | None, elapsed: float) -> bool:
     as much as a hundredth. A call cancelled within that and 10 ms of its deadline is taken to have reached it.
     """
     return remaining is not None and remaining <= 0.01 + 0.01 * (remaining + elapsed)
+
+
+def _has_much_to_spell(options: pb.DecodingOptions) -> bool:
+    """Whether there are texts among the options that take long to make tokens of."""
+    return bool(options.suppressed_texts) or sum(map(len, options.target_prefixes)) > _LONG_CHARACTERS
+
+
+class _Call(NamedTuple):
+    """A call in progress."""
+
+    request_id: str
+    """Its identity."""
+    started_at: float
+    """When it came."""
+    remaining: float | None
+    """Seconds it could take then; None: any."""
+
+
+class _Ended:
+    """Waits for a job to end."""
+
+    def __init__(self, event_loop: asyncio.AbstractEventLoop) -> None:
+        self.future: asyncio.Future[None] = event_loop.create_future()
+
+    def tell(self, _: Job) -> None:
+        """The `on_done` of the job."""
+        if not self.future.done():
+            self.future.set_result(None)
 
 
 class ServingState(enum.Enum):
@@ -125,102 +158,162 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
                     logger.error("A segment's news could not be handed over.", exc_info=error)
 
     async def TranslateText(  # noqa: N802  # the interface's name
-        self, request: pb.TranslateTextRequest, context: "grpc.aio.ServicerContext[Any, Any]"
+        self, request: pb.TranslateTextRequest, context: Context
     ) -> pb.TranslateTextResponse:
         """Translates; see the interface."""
-        started_at = self._clock()
-        request_id = self._request_id(context)
+        contents = list(request.contents)
+        async with self._call(context, num_contents=len(contents)) as call:
+            translator, deadline = self._admit(call)
+            is_long = sum(map(len, contents)) > _LONG_CHARACTERS
+            checked = await self._compute(
+                lambda: translator.check(request, contents), is_long=_has_much_to_spell(request.decoding_options)
+            )
+            ended = _Ended(self._event_loop)
+            job = await self._compute(
+                lambda: translator.prepare(contents, checked, deadline=deadline, on_done=ended.tell), is_long=is_long
+            )
+            async with self._running(job):
+                if job.sequences:
+                    await ended.future
+            return await self._reply(job, call, is_long=is_long)
+
+    async def StreamTranslateText(  # noqa: N802  # the interface's name
+        self, request: pb.TranslateTextRequest, context: Context
+    ) -> None:
+        """Translates and hands out text as it becomes certain; see the interface."""
+        contents = list(request.contents)
+        async with self._call(context, num_contents=len(contents)) as call:
+            translator, deadline = self._admit(call)
+            is_long = sum(map(len, contents)) > _LONG_CHARACTERS
+            checked = await self._compute(
+                lambda: translator.check(request, contents), is_long=_has_much_to_spell(request.decoding_options)
+            )
+            pieces: asyncio.Queue[list[pb.TextPiece] | None] = asyncio.Queue()  # ends with None
+            job = await self._compute(
+                lambda: translator.prepare_stream(
+                    contents,
+                    checked,
+                    deadline=deadline,
+                    on_done=lambda _: pieces.put_nowait(None),
+                    on_pieces=pieces.put_nowait,
+                ),
+                is_long=is_long,
+            )
+            pieces.put_nowait(job.begin())
+            if not job.sequences:
+                pieces.put_nowait(None)
+            async with self._running(job):
+                while (batch := await pieces.get()) is not None:
+                    for piece in batch:
+                        await context.write(pb.StreamTranslateTextResponse(piece=piece))
+                if job.error is not None:
+                    for piece in job.cancelled_pieces():
+                        await context.write(pb.StreamTranslateTextResponse(piece=piece))
+            result = await self._reply(job, call, is_long=is_long)
+            await context.write(pb.StreamTranslateTextResponse(result=result))
+
+    async def ScoreText(  # noqa: N802  # the interface's name
+        self, request: pb.ScoreTextRequest, context: Context
+    ) -> pb.ScoreTextResponse:
+        """Scores translations that the caller gives; see the interface."""
+        async with self._call(context, num_contents=len(request.contents)) as call:
+            translator, deadline = self._admit(call)
+            num_characters = sum(map(len, request.contents)) + sum(map(len, request.translated_texts))
+            ended = _Ended(self._event_loop)
+            job = await self._compute(
+                lambda: translator.prepare_scores(request, deadline=deadline, on_done=ended.tell),
+                is_long=num_characters > _LONG_CHARACTERS,
+            )
+            async with self._running(job):
+                await ended.future
+            metadata = job.metadata(request_id=call.request_id, total_seconds=self._clock() - call.started_at)
+            return pb.ScoreTextResponse(scores=job.result(), metadata=metadata)
+
+    async def _reply(self, job: TranslationJob, call: "_Call", *, is_long: bool) -> pb.TranslateTextResponse:
+        """The answer, when every sequence has ended."""
+        translations = await self._compute(job.result, is_long=is_long)
+        if job.num_blank:
+            self._metrics.observe_blank(job.num_blank)
+        metadata = job.metadata(request_id=call.request_id, total_seconds=self._clock() - call.started_at)
+        return pb.TranslateTextResponse(translations=translations, metadata=metadata)
+
+    async def _compute(self, work: Callable[[], Result], *, is_long: bool) -> Result:
+        """The result of some work, which is done elsewhere when it would hold up other calls."""
+        return await self._event_loop.run_in_executor(self._texts_pool, work) if is_long else work()
+
+    @asynccontextmanager
+    async def _call(self, context: Context, *, num_contents: int) -> AsyncIterator["_Call"]:
+        """The life of a call: counted from the beginning, ended with a status code, observed."""
+        call = _Call(self._request_id(context), self._clock(), context.time_remaining())
         self.num_calls += 1
-        self._last_call_at = started_at
+        self._last_call_at = call.started_at
         self._idle.clear()
         code = "CANCELLED"
         try:
-            reply = await self._translate(request, context, request_id, started_at)
+            yield call
             code = "OK"
-            return reply
         except asyncio.CancelledError:  # by gRPC, which does not say why
-            if _is_deadline_over(context.time_remaining(), self._clock() - started_at):
+            if _is_deadline_over(context.time_remaining(), self._clock() - call.started_at):
                 code = "DEADLINE_EXCEEDED"
             raise
         except Exception as error:
-            failure = failure_of(error, request_id)
+            failure = failure_of(error, call.request_id)
             code = failure.code.name
             if failure.is_our_fault:
-                logger.error("A call failed.", exc_info=error, extra={"request_id": request_id})
-            await context.abort(failure.code, failure.message, failure.trailing_metadata(request_id))
+                logger.error("A call failed.", exc_info=error, extra={"request_id": call.request_id})
+            await context.abort(failure.code, failure.message, failure.trailing_metadata(call.request_id))
         finally:
             self.num_calls -= 1
             if not self.num_calls:
                 self._idle.set()
-            seconds = self._clock() - started_at
+            seconds = self._clock() - call.started_at
             self._metrics.observe_call(code, seconds)
             if self._log_requests:
-                facts = {"request_id": request_id, "code": code, "seconds": round(seconds, 6)}
-                logger.info("A call ended.", extra={**facts, "num_contents": len(request.contents)})
+                facts = {"request_id": call.request_id, "code": code, "seconds": round(seconds, 6)}
+                logger.info("A call ended.", extra={**facts, "num_contents": num_contents})
 
-    async def _translate(
-        self,
-        call: pb.TranslateTextRequest,
-        context: "grpc.aio.ServicerContext[Any, Any]",
-        request_id: str,
-        started_at: float,
-    ) -> pb.TranslateTextResponse:
-        translator = self._admit()
-        contents = list(call.contents)
-        model, max_target_tokens = translator.check(call, contents)
-        remaining = context.time_remaining()
-        deadline = None if remaining is None else started_at + remaining
-        if remaining is not None and remaining <= 0:
-            raise DeadlineError("The deadline had passed before the call was begun.")
-        is_long = sum(map(len, contents)) > _LONG_CHARACTERS
-        done: asyncio.Future[None] = self._event_loop.create_future()
+    @asynccontextmanager
+    async def _running(self, job: Job) -> AsyncIterator[None]:
+        """While entered, a job's sequences are decoded. At the end those that nobody waits for are cancelled.
 
-        def on_done(_: Job) -> None:
-            if not done.done():
-                done.set_result(None)
-
-        def prepare() -> Job:
-            return translator.prepare(contents, model, max_target_tokens, deadline=deadline, on_done=on_done)
-
-        job = await self._event_loop.run_in_executor(self._texts_pool, prepare) if is_long else prepare()
+        Raises:
+            OverloadedError, UnavailableError: when they are not taken.
+            DeadlineError: when they did not end in time.
+        """
         if job.sequences:
             try:
-                model.loop.submit(job.sequences)
+                job.model.loop.submit(job.sequences)
             except QueueFullError as error:
                 message = "The queue of waiting segments is full."
                 raise OverloadedError(message, reason="QUEUE_FULL", retry_seconds=self._retry_seconds()) from error
             except DrainingError as error:
                 raise self._unavailable(ServingState.DRAINING) from error
-            try:
-                await done
-            finally:
-                if job.num_unfinished:  # cancelled, expired or failed: nobody waits for the rest
-                    model.loop.cancel(job.sequences)
+        try:
+            yield
+        finally:
+            if job.num_unfinished:  # cancelled, expired or failed: nobody waits for the rest
+                job.model.loop.cancel(job.sequences)
         if job.error is not None:
             if isinstance(job.error, DrainingError):
                 raise self._unavailable(ServingState.DRAINING) from job.error
             raise job.error
-        result = job.result
-        translations = await self._event_loop.run_in_executor(self._texts_pool, result) if is_long else result()
-        num_blank = sum(not segment.core for segments in job.items for segment in segments)
-        if num_blank:
-            self._metrics.observe_blank(num_blank)
-        metadata = job.metadata(request_id=request_id, total_seconds=self._clock() - started_at)
-        return pb.TranslateTextResponse(translations=translations, metadata=metadata)
 
-    def _admit(self) -> Translator:
-        """The translator, if the call may go on.
+    def _admit(self, call: "_Call") -> tuple[Translator, float | None]:
+        """The translator and the call's deadline, if the call may go on.
 
         Raises:
             UnavailableError: while the server starts or drains.
             OverloadedError: when too many calls are in progress.
+            DeadlineError: when the deadline has passed.
         """
         if self.state is not ServingState.SERVING or self._translator is None:
             raise self._unavailable(self.state)
         if self.num_calls > self._limits.max_concurrent_calls:
             message = f"At most {self._limits.max_concurrent_calls} calls may be in progress."
             raise OverloadedError(message, reason="TOO_MANY_CALLS", retry_seconds=self._retry_seconds())
-        return self._translator
+        if call.remaining is not None and call.remaining <= 0:
+            raise DeadlineError("The deadline had passed before the call was begun.")
+        return self._translator, None if call.remaining is None else call.started_at + call.remaining
 
     def _unavailable(self, state: ServingState) -> UnavailableError:
         if state is ServingState.DRAINING:
@@ -238,7 +331,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
     async def GetServerInfo(  # noqa: N802  # the interface's name
         self,
         request: pb.GetServerInfoRequest,  # noqa: ARG002
-        context: "grpc.aio.ServicerContext[Any, Any]",
+        context: Context,
     ) -> pb.GetServerInfoResponse:
         """Limits, models and build; see the interface."""
         if self.state is ServingState.STARTING:
@@ -247,7 +340,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
             await context.abort(failure.code, failure.message, failure.trailing_metadata(request_id))
         return self._info
 
-    def _request_id(self, context: "grpc.aio.ServicerContext[Any, Any]") -> str:
+    def _request_id(self, context: Context) -> str:
         """The caller's own identity of the call where it is one, else a new one."""
         for key, value in context.invocation_metadata() or ():
             if key == REQUEST_ID_KEY and isinstance(value, str) and _REQUEST_ID.fullmatch(value):

@@ -1,181 +1,36 @@
-"""A request to sequences, and finished sequences to a reply: no gRPC, no event loop.
+"""A request to sequences: no gRPC, no event loop.
 
-`Translator.prepare` checks a request, picks the model, cuts the texts and makes one `Sequence` for each segment that
-has text. Whoever runs them calls `Job.finish_one` as each ends, and `Job.result` once all have.
+`Translator.check` checks a request and picks the model; `Translator.prepare` cuts the texts and makes one `Sequence`
+for each segment that has text; `Translator.prepare_scores` does both for translations to be scored. Whoever runs the
+sequences calls `Job.finish_one` as each ends, and the job's `result` once all have.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from service import request
+from service.call_options import CallOptions
 from service.config import LimitsConfig
-from service.flags import is_repetitive, lost_placeholders
-from service.joining import join_translations
-from service.loop_group import LoopGroup
+from service.job import Job, ScoringJob, StreamingJob, TranslationJob
+from service.options_reader import OptionsReader
 from service.pb.translation.v1 import translation_pb2 as pb
-from service.refusals import DeadlineError, FieldViolation, InvalidRequestError, NotServedError, shortened
-from service.request import DecodingOptions, FinishReason
+from service.refusals import FieldViolation, InvalidRequestError, NotServedError, shortened
 from service.segments import Segment, split_item
-from service.tokenizer import Tokenizer
+from service.served_model import ServedModel
+from service.tokenizer import EOS_ID
 
 PLAIN_TEXT = "text/plain"
-
-_FINISH_REASONS = {
-    FinishReason.STOP: pb.FINISH_REASON_STOP,
-    FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
-    FinishReason.BLANK: pb.FINISH_REASON_BLANK,
-}
+_MAX_KEPT_OPTIONS = 256
 
 
-@dataclass(frozen=True, kw_only=True)
-class ServedModel:
-    """A model that is loaded, proven and decoding."""
-
-    name: str
-    """Its name in requests."""
-    digest: str
-    """SHA-256 of its bundle's manifest."""
-    precision: str
-    """"fp32" or "int8"."""
-    source_language: str
-    """Language it reads."""
-    target_language: str
-    """Language it writes."""
-    tokenizer: Tokenizer
-    """Text to token ids and back."""
-    loop: LoopGroup
-    """The engines that decode its sequences."""
-    max_source_tokens: int
-    """The longest segment it takes, end of sentence included."""
-    max_target_tokens: int
-    """The longest translation it makes, end of sentence included."""
-    max_rows: int
-    """Sentences it decodes at a time, over all engines."""
-    is_same_bytes: bool
-    """Whether the same-bytes probe passed on this machine."""
-    provider: str
-    """Where its graphs run."""
-    num_threads: int
-    """Threads of its graphs, over all engines."""
-
-    @property
-    def language_pair(self) -> str:
-        """As in `en-zh`."""
-        return f"{self.source_language}-{self.target_language}"
-
-
-def default_max_target_tokens(num_source_tokens: int, limit: int) -> int:
-    """The most target tokens of a segment whose caller did not say.
-
-    Three for each source token and 16 besides: sentences that end by themselves stay below it (such a
-    ratio occurs only in very short pairs of the training data), while a translation that loops ends after a bounded
-    time. It depends on the segment alone, so a translation does not depend on its company.
-    """
-    return min(3 * num_source_tokens + 16, limit)
-
-
-@dataclass(kw_only=True, eq=False, slots=True)
-class Job:
-    """One call in flight: its segments and their sequences."""
+class CheckedCall(NamedTuple):
+    """A request that can be answered."""
 
     model: ServedModel
-    """What translates it."""
-    items: list[list[Segment]]
-    """The segments of each item, in order."""
-    sequences: list[request.Sequence]
-    """One for each segment that is not blank, in order."""
-    on_done: Callable[["Job"], None]
-    """Called once, when every sequence has ended or one has failed."""
-    tokenize_seconds: float = 0.0
-    """Time it took to cut and tokenize."""
-    num_unfinished: int = 0
-    """Sequences that have not ended."""
-    error: BaseException | None = field(default=None)
-    """Why there is no result."""
-
-    def finish_one(self, sequence: request.Sequence) -> None:
-        """The `on_finished` of the sequences; called by one thread."""
-        self.num_unfinished -= 1
-        if self.error is None:
-            if sequence.finish_reason is FinishReason.FAILED:
-                self.error = sequence.error or RuntimeError("A sequence failed without an error.")
-            elif sequence.finish_reason is FinishReason.EXPIRED:
-                self.error = DeadlineError("The deadline passed before the translation was finished.")
-            elif sequence.finish_reason is FinishReason.CANCELLED:
-                self.error = DeadlineError("The call was cancelled before the translation was finished.")
-            if self.error is not None or self.num_unfinished == 0:
-                self.on_done(self)
-
-    def result(self) -> list[pb.Translation]:
-        """The translation of each item.
-
-        Raises:
-            ValueError: when a token id is outside the vocabulary, which a checked bundle cannot bring about.
-        """
-        sequences = iter(self.sequences)
-        decode = self.model.tokenizer.decode_target
-        translations = []
-        for segments in self.items:
-            owners = [next(sequences) if segment.core else None for segment in segments]
-            texts = ["" if owner is None else decode(owner.text_ids) for owner in owners]
-            joined = join_translations(segments, texts, self.model.target_language)
-            reply = pb.Translation(translated_text="".join(joined), model=self.model.name)
-            for segment, owner, text, with_space in zip(segments, owners, texts, joined, strict=True):
-                if owner is None:
-                    reply.segments.add(
-                        source_text=segment.source_text,
-                        translated_text=with_space,
-                        finish_reason=pb.FINISH_REASON_BLANK,
-                    )
-                    continue
-                assert owner.finish_reason is not None
-                reply.segments.add(
-                    source_text=segment.source_text,
-                    translated_text=with_space,
-                    score=owner.score,
-                    token_log_probabilities=owner.token_log_probabilities,
-                    finish_reason=_FINISH_REASONS[owner.finish_reason],
-                    flags=segment_flags(segment, owner, text),
-                    num_source_tokens=len(owner.source_ids),
-                    num_target_tokens=len(owner.target_ids),
-                )
-            translations.append(reply)
-        return translations
-
-    def metadata(self, *, request_id: str, total_seconds: float) -> pb.ResponseMetadata:
-        """What the call cost; all zero but the first fields when nothing had to be decoded."""
-        metadata = pb.ResponseMetadata(
-            model_digest=self.model.digest,
-            request_id=request_id,
-            tokenize_seconds=self.tokenize_seconds,
-            total_seconds=total_seconds,
-        )
-        sequences = self.sequences
-        if sequences:
-            metadata.num_source_tokens = sum(len(sequence.source_ids) for sequence in sequences)
-            metadata.num_target_tokens = sum(len(sequence.target_ids) for sequence in sequences)
-            metadata.queue_seconds = max(s.admitted_at for s in sequences) - sequences[0].submitted_at
-            # Sequences encoded together share one run, told apart by when it ended.
-            metadata.encode_seconds = sum({s.encoded_at: s.encode_seconds for s in sequences}.values())
-            metadata.decode_seconds = max(s.finished_at for s in sequences) - min(s.encoded_at for s in sequences)
-            metadata.num_steps = sum(sequence.num_steps for sequence in sequences)
-            metadata.max_rows_shared = max(sequence.max_rows_shared for sequence in sequences)
-        return metadata
-
-
-def segment_flags(segment: Segment, sequence: request.Sequence, text: str) -> list["pb.SegmentFlag"]:
-    """What a reader should know about a decoded segment, `text` being its translation."""
-    flags: list[pb.SegmentFlag] = []
-    if sequence.finish_reason is FinishReason.LENGTH:
-        flags.append(pb.SEGMENT_FLAG_TRUNCATED)
-    if segment.is_split:
-        flags.append(pb.SEGMENT_FLAG_SOURCE_SPLIT)
-    if is_repetitive(sequence.target_ids, sequence.source_ids):
-        flags.append(pb.SEGMENT_FLAG_REPETITION)
-    if lost_placeholders(segment.core, text):
-        flags.append(pb.SEGMENT_FLAG_PLACEHOLDER_LOST)
-    return flags
+    """What serves it."""
+    options: CallOptions
+    """How to decode it."""
 
 
 class Translator:
@@ -188,63 +43,74 @@ class Translator:
         self._limits = limits
         self._clock = clock
         self._by_name = {model.name: model for model in self.models}
-        self._options: dict[int, DecodingOptions] = {}
+        self._readers = {
+            model.name: OptionsReader(
+                model.tokenizer,
+                model.default_options,
+                limit=model.max_target_tokens,
+                max_beam_size=model.max_beam_size,
+            )
+            for model in self.models
+        }
+        self._kept: dict[tuple[str, bytes], CallOptions] = {}
 
-    def check(self, call: pb.TranslateTextRequest, contents: Sequence[str]) -> tuple[ServedModel, int]:
+    def check(self, call: pb.TranslateTextRequest, contents: Sequence[str]) -> CheckedCall:
         """Whether a request can be answered; `contents` are its own, read once.
-
-        Returns:
-            The model that serves it and the target tokens asked for (0: not said).
 
         Raises:
             InvalidRequestError: naming every field that is wrong.
             NotServedError: when no model serves what was asked for.
         """
         violations = self._violations(call, contents)
-        max_target_tokens = call.decoding_options.max_target_tokens if call.HasField("decoding_options") else 0
-        if not violations and not max_target_tokens:
-            return self._pick(call, violations), 0
-        not_served: NotServedError | None = None
-        try:
-            limit = self._pick(call, violations).max_target_tokens
-        except NotServedError as error:
-            not_served = error
-            limit = max(model.max_target_tokens for model in self.models)
-        except InvalidRequestError:  # its violation is in the list
-            limit = max(model.max_target_tokens for model in self.models)
-        if not 0 <= max_target_tokens <= limit:
-            violations.append(
-                FieldViolation(
-                    field="decoding_options.max_target_tokens",
-                    description=f"It must be between 0 and {limit}, but is {max_target_tokens}.",
-                )
-            )
+        if not violations and not call.HasField("decoding_options"):
+            picked = self._pick(call, violations)
+            return CheckedCall(picked, self._readers[picked.name].default)
+        model, not_served = self._pick_or_note(call, violations)
+        options, option_violations = self._read_options(model, call.decoding_options, contents)
+        violations += option_violations
         if violations:
             raise InvalidRequestError(violations)
-        if not_served is not None:
+        if model is None:
+            assert not_served is not None
             raise not_served
-        return self._pick(call, violations), max_target_tokens
+        return CheckedCall(model, options)
+
+    def _pick_or_note(
+        self, call: pb.TranslateTextRequest | pb.ScoreTextRequest, violations: list[FieldViolation]
+    ) -> tuple[ServedModel | None, NotServedError | None]:
+        """The model that serves a call, or why there is none: `violations` has grown by it, or it is returned."""
+        try:
+            return self._pick(call, violations), None
+        except NotServedError as error:
+            return None, error
+        except InvalidRequestError:
+            return None, None
+
+    def _read_options(
+        self, model: ServedModel | None, given: pb.DecodingOptions, contents: Sequence[str]
+    ) -> tuple[CallOptions, list[FieldViolation]]:
+        """See `OptionsReader.read`; without a model, what breaks a rule whatever the model. Options read once are kept,
+        as most callers always give the same."""
+        if model is None:
+            reader = max(self._readers.values(), key=lambda reader: reader.limit)
+            return reader.read(given, contents, reads_tokens=False)
+        reader = self._readers[model.name]
+        if given.target_prefixes:
+            return reader.read(given, contents)
+        key = (model.name, given.SerializeToString(deterministic=True))
+        kept = self._kept.get(key)
+        if kept is not None:
+            return kept, []
+        options, violations = reader.read(given, contents)
+        if not violations:
+            if len(self._kept) >= _MAX_KEPT_OPTIONS:
+                self._kept.clear()
+            self._kept[key] = options
+        return options, violations
 
     def _violations(self, call: pb.TranslateTextRequest, contents: Sequence[str]) -> list[FieldViolation]:
         """Every rule that the request breaks whatever the model."""
-        violations = []
-        limits = self._limits
-        if not 1 <= len(contents) <= limits.max_contents:
-            violations.append(
-                FieldViolation(
-                    field="contents",
-                    description=f"It must have between 1 and {limits.max_contents} items, but has {len(contents)}.",
-                )
-            )
-        for i, text in enumerate(contents):
-            if len(text) > limits.max_characters_per_item:
-                violations.append(
-                    FieldViolation(
-                        field=f"contents[{i}]",
-                        description=f"It must have at most {limits.max_characters_per_item} characters, "
-                        f"but has {len(text)}.",
-                    )
-                )
+        violations = self._text_violations("contents", contents)
         if call.mime_type and call.mime_type != PLAIN_TEXT:
             violations.append(
                 FieldViolation(
@@ -259,7 +125,31 @@ class Translator:
             )
         return violations
 
-    def _pick(self, call: pb.TranslateTextRequest, violations: list[FieldViolation]) -> ServedModel:
+    def _text_violations(self, name: str, texts: Sequence[str]) -> list[FieldViolation]:
+        """What is wrong with the number and the lengths of texts."""
+        violations = []
+        limits = self._limits
+        if not 1 <= len(texts) <= limits.max_contents:
+            violations.append(
+                FieldViolation(
+                    field=name,
+                    description=f"It must have between 1 and {limits.max_contents} items, but has {len(texts)}.",
+                )
+            )
+        for i, text in enumerate(texts):
+            if len(text) > limits.max_characters_per_item:
+                violations.append(
+                    FieldViolation(
+                        field=f"{name}[{i}]",
+                        description=f"It must have at most {limits.max_characters_per_item} characters, "
+                        f"but has {len(text)}.",
+                    )
+                )
+        return violations
+
+    def _pick(
+        self, call: pb.TranslateTextRequest | pb.ScoreTextRequest, violations: list[FieldViolation]
+    ) -> ServedModel:
         """The model that serves a call.
 
         Raises:
@@ -299,48 +189,126 @@ class Translator:
     def prepare(
         self,
         contents: Sequence[str],
-        model: ServedModel,
-        max_target_tokens: int,
+        call: CheckedCall,
         *,
         deadline: float | None,
         on_done: Callable[[Job], None],
-    ) -> Job:
+    ) -> TranslationJob:
         """Cuts and tokenizes the texts of a checked request; takes time with their length.
 
         Raises:
             InvalidRequestError: when the call alone is more than may ever wait.
         """
         started_at = self._clock()
-        encode = model.tokenizer.encode_source
-        items = [split_item(text, encode, model.max_source_tokens) for text in contents]
-        job = Job(model=model, items=items, sequences=[], on_done=on_done)
+        job = TranslationJob(model=call.model, items=self._cut(contents, call.model), on_done=on_done)
+        self._fill(job, call.options, deadline, started_at, on_progress=None)
+        return job
+
+    def prepare_stream(
+        self,
+        contents: Sequence[str],
+        call: CheckedCall,
+        *,
+        deadline: float | None,
+        on_done: Callable[[Job], None],
+        on_pieces: Callable[[list[pb.TextPiece]], None],
+    ) -> StreamingJob:
+        """As `prepare`, for a call that wants text as it becomes certain."""
+        started_at = self._clock()
+        items = self._cut(contents, call.model)
+        job = StreamingJob(model=call.model, items=items, on_done=on_done, on_pieces=on_pieces)
+        self._fill(job, call.options, deadline, started_at, on_progress=job.progress_one)
+        return job
+
+    def _cut(self, contents: Sequence[str], model: ServedModel) -> list[list[Segment]]:
+        return [split_item(text, model.tokenizer.encode_source, model.max_source_tokens) for text in contents]
+
+    def _fill(
+        self,
+        job: TranslationJob,
+        options: CallOptions,
+        deadline: float | None,
+        started_at: float,
+        on_progress: Callable[[request.Sequence, list[int]], None] | None,
+    ) -> None:
+        """Makes the sequences of a job."""
         finish_one = job.finish_one
         num_tokens = 0
-        for segments in items:
+        for item, segments in enumerate(job.items):
+            prefix = options.prefixes[item] if options.prefixes else ()
             for segment in segments:
                 if segment.core:
                     length = len(segment.source_ids)
                     num_tokens += length
-                    limit = max_target_tokens or default_max_target_tokens(length, model.max_target_tokens)
                     job.sequences.append(
                         request.Sequence(
                             source_ids=segment.source_ids,
-                            options=self._options_for(limit),
+                            options=options.for_segment(length, prefix),
                             deadline=deadline,
                             on_finished=finish_one,
+                            on_progress=on_progress,
                         )
                     )
+                    prefix = ()
         job.num_unfinished = len(job.sequences)
         self._check_admissible(len(job.sequences), num_tokens)
         job.tokenize_seconds = self._clock() - started_at
-        return job
 
-    def _options_for(self, max_target_tokens: int) -> DecodingOptions:
-        """Equal options are one object: a call makes none."""
-        options = self._options.get(max_target_tokens)
-        if options is None:
-            options = self._options[max_target_tokens] = DecodingOptions(max_target_tokens=max_target_tokens)
-        return options
+    def prepare_scores(
+        self,
+        call: pb.ScoreTextRequest,
+        *,
+        deadline: float | None,
+        on_done: Callable[[Job], None],
+    ) -> ScoringJob:
+        """Checks and tokenizes a request for scores; takes time with the length of its texts.
+
+        Raises:
+            InvalidRequestError: naming every field that is wrong.
+            NotServedError: when no model serves what was asked for.
+        """
+        started_at = self._clock()
+        contents, translated = list(call.contents), list(call.translated_texts)
+        violations = self._text_violations("contents", contents)
+        violations += self._text_violations("translated_texts", translated) if translated else []
+        if len(translated) != len(contents):
+            violations.append(
+                FieldViolation(
+                    field="translated_texts",
+                    description=f"It must have one item for each of the {len(contents)} `contents`, "
+                    f"but has {len(translated)}.",
+                )
+            )
+        is_sound = not violations
+        model, not_served = self._pick_or_note(call, violations)
+        reader = self._readers[(model or self.models[0]).name]
+        options, option_violations = reader.read_for_scoring(call.decoding_options)
+        pairs: list[tuple[list[int], list[int]]] = []
+        if is_sound and model is not None:
+            pairs = [
+                (model.tokenizer.encode_source(source), [*model.tokenizer.encode_target(target), EOS_ID])
+                for source, target in zip(contents, translated, strict=True)
+            ]
+            violations += _pair_violations(pairs, model)
+        violations += option_violations
+        if violations:
+            raise InvalidRequestError(violations)
+        if model is None:
+            assert not_served is not None
+            raise not_served
+        self._check_admissible(len(pairs), sum(len(source) for source, _ in pairs))
+        job = ScoringJob(model=model, on_done=on_done, num_unfinished=len(pairs))
+        job.sequences = [
+            request.Sequence(
+                source_ids=tuple(source),
+                options=options.for_segment(len(source), tuple(target)),
+                deadline=deadline,
+                on_finished=job.finish_one,
+            )
+            for source, target in pairs
+        ]
+        job.tokenize_seconds = self._clock() - started_at
+        return job
 
     def _check_admissible(self, num_segments: int, num_tokens: int) -> None:
         limits = self._limits
@@ -356,6 +324,27 @@ class Translator:
         ]
         if violations:
             raise InvalidRequestError(violations)
+
+
+def _pair_violations(pairs: Sequence[tuple[list[int], list[int]]], model: ServedModel) -> list[FieldViolation]:
+    """What is wrong with the tokens of sources and their translations."""
+    violations = []
+    for i, (source, _) in enumerate(pairs):
+        if len(source) == 1:  # the end of sentence
+            violations.append(FieldViolation(field=f"contents[{i}]", description="It must have text, but has none."))
+    for name, most, lengths in (
+        ("contents", model.max_source_tokens, [len(source) for source, _ in pairs]),
+        ("translated_texts", model.max_target_tokens, [len(target) for _, target in pairs]),
+    ):
+        violations += [
+            FieldViolation(
+                field=f"{name}[{i}]",
+                description=f"It must have at most {most} tokens with the end of sentence, but has {length}.",
+            )
+            for i, length in enumerate(lengths)
+            if length > most
+        ]
+    return violations
 
 
 def mean_inter_token_seconds(sequence: request.Sequence) -> float:

@@ -30,8 +30,8 @@ from service.loop_group import LoopGroup
 from service.pb.translation.v1 import translation_pb2 as pb
 from service.pb.translation.v1 import translation_pb2_grpc
 from service.request import Sequence
+from service.served_model import ServedModel
 from service.server import Server
-from service.translator import ServedModel
 from tests.synthetic.fake_runner import FakeRunner
 
 PATIENCE_SECONDS = 60.0
@@ -201,7 +201,7 @@ async def held_server(models: Path, **flags: Any) -> AsyncIterator[HeldServer]:
         config: Config, *, deliver: Callable[[list[Sequence]], None], observe: Callable[[StepReport], None]
     ) -> list[ServedModel]:
         assert load.wait(PATIENCE_SECONDS)
-        engine = Engine.greedy(
+        engine = Engine.over(
             runner,
             max_waiting_sequences=config.limits.max_waiting_segments,
             max_waiting_tokens=config.limits.max_waiting_tokens,

@@ -1,45 +1,10 @@
 """Signs that a translation went wrong."""
 
-import random
 from collections import Counter
 
 import pytest
 
-from service.flags import is_repetitive, lost_placeholders, placeholders
-
-
-@pytest.mark.parametrize(
-    ("target", "is_loop"),
-    [
-        ([5, 6, 7, 8, 9], False),
-        ([5] * 6, True),
-        ([5] * 5, False),  # "!!!!!"
-        ([5, 6] * 4, True),
-        ([5, 6] * 3, False),
-        ([9, 8, 7] + [5, 6, 7] * 4 + [1, 2], True),  # in the middle
-        (list(range(20)) * 4, True),  # a whole sentence again and again
-        (list(range(20)) * 3, False),
-        ([5, 6, 5, 7] * 3 + [5, 6, 5, 8], False),
-        ([], False),
-    ],
-)
-def test_loops(target: list[int], is_loop: bool) -> None:
-    assert is_repetitive(target, source_ids=[1, 2, 3]) is is_loop
-
-
-def test_a_source_that_loops_may_be_answered_so() -> None:
-    assert not is_repetitive([5] * 8, source_ids=[4] * 8)
-    assert is_repetitive([5] * 8, source_ids=[4] * 3)
-
-
-def test_any_loop_of_four_is_found_and_no_random_text_is_one() -> None:
-    generator = random.Random(1)
-    for _ in range(300):
-        period = generator.randint(2, 20)
-        loop = [generator.randrange(8000) for _ in range(period)]
-        around = [generator.randrange(8000) for _ in range(10)]
-        assert is_repetitive(around + loop * 4 + around, source_ids=around)
-        assert not is_repetitive([generator.randrange(8000) for _ in range(100)], source_ids=around)
+from service.flags import lost_placeholders, placeholders
 
 
 @pytest.mark.parametrize(

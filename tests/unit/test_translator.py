@@ -4,23 +4,51 @@ from typing import Any, cast
 
 import pytest
 
+from service.call_options import default_max_target_tokens
 from service.config import LimitsConfig
+from service.job import Job, StreamingJob, TranslationJob
 from service.loop_group import LoopGroup
 from service.pb.translation.v1 import translation_pb2 as pb
 from service.refusals import DeadlineError, InvalidRequestError, NotServedError
-from service.request import FinishReason, Sequence
-from service.tokenizer import EOS_ID, Tokenizer
-from service.translator import Job, ServedModel, Translator, default_max_target_tokens
+from service.request import FinishReason, Hypothesis, Sequence
+from service.served_model import ServedModel
+from service.tokenizer import EOS_ID, Tokenizer, normalize
+from service.translator import CheckedCall, Translator
+
+
+class GrowingLetters:
+    """The text of letters as they come."""
+
+    def add(self, ids: list[int]) -> str:
+        return "".join(map(chr, ids))
+
+    def end(self) -> str:
+        return ""
 
 
 class Letters:
     """A tokenizer with a token for each character."""
 
+    manifest = type("Manifest", (), {"reserved_symbols": ()})
+    target_vocab_size = 128
+
     def encode_source(self, text: str) -> list[int]:
-        return [ord(character) for character in text] + [EOS_ID]
+        return [*self.encode_target(text), EOS_ID]
+
+    def encode_target(self, text: str) -> list[int]:
+        return [ord(character) for character in normalize(text)]
 
     def decode_target(self, ids: list[int]) -> str:
         return "".join(map(chr, ids))
+
+    def source_pieces(self, ids: list[int]) -> list[str]:
+        return ["</s>" if i == EOS_ID else chr(i).replace(" ", "▁") for i in ids]
+
+    def target_pieces(self, ids: list[int]) -> list[str]:
+        return self.source_pieces(ids)
+
+    def growing_target(self) -> GrowingLetters:
+        return GrowingLetters()
 
 
 def model(name: str = "en-zh", source: str = "en", target: str = "zh", max_target_tokens: int = 60) -> ServedModel:
@@ -45,7 +73,7 @@ def translator(*models: ServedModel, **limits: int) -> Translator:
     return Translator(models or (model(),), LimitsConfig(**limits), clock=lambda: 0.0)
 
 
-def check(made: Translator, *contents: str, **fields: Any) -> tuple[ServedModel, int]:
+def check(made: Translator, *contents: str, **fields: Any) -> CheckedCall:
     call = pb.TranslateTextRequest(contents=contents or ("a",), **fields)
     return made.check(call, list(call.contents))
 
@@ -56,19 +84,31 @@ def fields_of(made: Translator, *contents: str, **fields: Any) -> list[str]:
     return [violation.field for violation in caught.value.violations]
 
 
-def end(sequence: Sequence, reason: FinishReason, text: str, error: Exception | None = None) -> None:
-    sequence.target_ids = [*map(ord, text)] + ([EOS_ID] if reason is FinishReason.STOP else [])
-    sequence.token_log_probabilities = [-0.5] * len(sequence.target_ids)
+def hypothesis(text: str, reason: FinishReason = FinishReason.STOP, **fields: Any) -> Hypothesis:
+    ids = [*map(ord, text)] + ([EOS_ID] if reason is FinishReason.STOP else [])
+    return Hypothesis(
+        target_ids=ids,
+        token_log_probabilities=[-0.5] * len(ids),
+        score=-0.5 * len(ids),
+        normalized_score=-0.25,
+        finish_reason=reason,
+        attention=fields.get("attention"),
+    )
+
+
+def end(sequence: Sequence, reason: FinishReason, *texts: str, error: Exception | None = None) -> None:
+    if reason in (FinishReason.STOP, FinishReason.LENGTH, FinishReason.REPETITION):
+        sequence.hypotheses = [hypothesis(text, reason) for text in texts]
     sequence.submitted_at, sequence.admitted_at, sequence.encoded_at = 1.0, 2.0, 3.0
     sequence.encode_seconds, sequence.num_steps, sequence.max_rows_shared = 0.25, len(sequence.target_ids), 3
     sequence.finish(reason, 5.0, error)
     sequence.on_finished(sequence)
 
 
-def prepare(made: Translator, *contents: str, max_target_tokens: int = 0) -> tuple[Job, list[Job]]:
+def prepare(made: Translator, *contents: str, **options: Any) -> tuple[TranslationJob, list[Job]]:
     done: list[Job] = []
-    job = made.prepare(contents, made.models[0], max_target_tokens, deadline=9.0, on_done=done.append)
-    return job, done
+    call = check(made, *contents, decoding_options=pb.DecodingOptions(**options))
+    return made.prepare(contents, call, deadline=9.0, on_done=done.append), done
 
 
 def test_a_reply() -> None:
@@ -97,7 +137,10 @@ def test_a_reply() -> None:
     assert list(one.flags) == []
     assert list(two.flags) == [pb.SEGMENT_FLAG_PLACEHOLDER_LOST]
     assert list(three.flags) == [pb.SEGMENT_FLAG_TRUNCATED, pb.SEGMENT_FLAG_REPETITION]
-    assert (one.score, list(one.token_log_probabilities)) == (-1.5, [-0.5] * 3)
+    assert (one.score, one.normalized_score, list(one.token_log_probabilities)) == (-1.5, -0.25, [-0.5] * 3)
+    assert list(one.target_tokens) == ["一", "。", "</s>"]
+    assert not one.HasField("alignment")
+    assert len(one.hypotheses) == 0
     assert (gap.num_source_tokens, gap.num_target_tokens) == (0, 0)
     cost = job.metadata(request_id="id", total_seconds=6.0)
     assert (cost.num_source_tokens, cost.num_target_tokens, cost.num_steps) == (5 + 9 + 2, 3 + 3 + 7, 13)
@@ -109,11 +152,11 @@ def test_a_reply() -> None:
 def test_one_segment_that_has_no_translation_ends_the_call(reason: FinishReason) -> None:
     job, done = prepare(translator(), "One. Two. Three.")
     error = MemoryError("x") if reason is FinishReason.FAILED else None
-    end(job.sequences[1], reason, "", error)
+    end(job.sequences[1], reason, error=error)
     assert done == [job]
     assert job.num_unfinished == 2  # to be cancelled
     assert job.error is error if error else isinstance(job.error, DeadlineError)
-    end(job.sequences[0], FinishReason.CANCELLED, "")
+    end(job.sequences[0], FinishReason.CANCELLED)
     end(job.sequences[2], FinishReason.STOP, "x")
     assert done == [job]  # told once
 
@@ -133,7 +176,7 @@ def test_the_limit_of_target_tokens() -> None:
     assert limits(job) == [3 * 5 + 16, 60]
     job, _ = prepare(translator(), "One. Two three four.", max_target_tokens=7)
     assert limits(job) == [7, 7]
-    assert [default_max_target_tokens(n, 1000) for n in (1, 10, 500)] == [19, 46, 1000]
+    assert [default_max_target_tokens(n) for n in (1, 10)] == [19, 46]
 
 
 def test_a_sentence_too_long_is_flagged() -> None:
@@ -168,7 +211,8 @@ def test_a_glossary_is_refused_and_not_ignored() -> None:
 def test_limits_are_inclusive() -> None:
     made = translator(max_contents=2, max_characters_per_item=5)
     options = pb.DecodingOptions(max_target_tokens=60)
-    assert check(made, "a" * 5, "b", mime_type="text/plain", decoding_options=options)[1] == 60
+    call = check(made, "a" * 5, "b", mime_type="text/plain", decoding_options=options)
+    assert call.options.max_target_tokens == 60
     assert fields_of(made, decoding_options=pb.DecodingOptions(max_target_tokens=-1)) == [
         "decoding_options.max_target_tokens"
     ]
@@ -194,7 +238,7 @@ def test_more_than_may_ever_wait_is_refused() -> None:
 )
 def test_the_model_that_serves_a_call(fields: dict[str, str], expected: str) -> None:
     made = translator(model("b"), model("c", target="de"), model("a"))
-    assert check(made, **fields)[0].name == expected
+    assert check(made, **fields).model.name == expected
 
 
 def test_a_call_must_say_which_of_several_pairs() -> None:
@@ -220,3 +264,132 @@ def test_what_is_not_served(fields: dict[str, str], resource_type: str, name: st
         check(translator(model("a"), model("b")), **fields)
     assert (caught.value.resource_type, caught.value.resource_name) == (resource_type, name)
     assert caught.value.served == (["a", "b"] if resource_type == "model" else ["en-zh"])
+
+
+def test_the_options_of_a_call_reach_its_segments() -> None:
+    made = translator()
+    job, _ = prepare(made, "One. Two.", beam_size=4, length_penalty=0.6, target_prefixes=["ab"])
+    first, second = (sequence.options for sequence in job.sequences)
+    assert (first.beam_size, first.length_penalty, first.target_prefix) == (4, 0.6, (97, 98))
+    assert (second.beam_size, second.length_penalty, second.target_prefix) == (4, 0.6, ())
+    plain, _ = prepare(made, "One. Two.")
+    assert all(sequence.options.is_plain_greedy for sequence in plain.sequences)
+    assert plain.sequences[0].options is plain.sequences[1].options
+    again, _ = prepare(made, "Ten.")
+    assert again.sequences[0].options is plain.sequences[0].options  # equal options are one object, in all calls
+
+
+def test_bad_options_are_told_with_all_else() -> None:
+    made = translator(max_characters_per_item=5)
+    options = pb.DecodingOptions(beam_size=17, length_penalty=-1, suppressed_tokens=["a", "nothing"])
+    assert fields_of(made, "a" * 6, decoding_options=options) == [
+        "contents[0]",
+        "decoding_options.suppressed_tokens[1]",
+        "decoding_options.beam_size",
+        "decoding_options.length_penalty",
+    ]
+    with pytest.raises(NotServedError):  # whether the token exists depends on the model
+        check(made, model="x", decoding_options=pb.DecodingOptions(suppressed_tokens=["nothing"]))
+    assert fields_of(made, model="x", decoding_options=pb.DecodingOptions(beam_size=17)) == [
+        "decoding_options.beam_size"
+    ]
+
+
+def stream(made: Translator, *contents: str) -> tuple[StreamingJob, list[pb.TextPiece]]:
+    pieces: list[pb.TextPiece] = []
+    call = check(made, *contents)
+    job = made.prepare_stream(contents, call, deadline=None, on_done=lambda _: None, on_pieces=pieces.extend)
+    pieces += job.begin()
+    return job, pieces
+
+
+def test_a_stream_hands_out_text_by_item_and_segment() -> None:
+    job, pieces = stream(translator(), " One. Two.", "", "\n", "X")
+    one, two, three = job.sequences
+
+    def told() -> list[tuple[int, int, str, str]]:
+        found = [
+            (p.contents_index, p.segment_index, p.text, pb.FinishReason.Name(p.finish_reason)[14:]) for p in pieces
+        ]
+        pieces.clear()
+        return found
+
+    assert told() == [(0, 0, " ", "UNSPECIFIED"), (2, 0, "\n", "BLANK")]
+    assert two.on_progress is not None
+    two.on_progress(two, [*map(ord, "二")])
+    assert told() == []  # its turn comes after the first
+    end(three, FinishReason.LENGTH, "丙")
+    assert told() == [(3, 0, "丙", "LENGTH")]
+    assert one.on_progress is not None
+    one.on_progress(one, [*map(ord, "一")])
+    assert told() == [(0, 0, "一", "UNSPECIFIED")]
+    end(one, FinishReason.STOP, "一。")
+    assert told() == [(0, 0, "。", "STOP"), (0, 1, "二", "UNSPECIFIED")]
+    end(two, FinishReason.STOP, "二。")
+    assert told() == [(0, 1, "。", "STOP")]
+    assert [translation.translated_text for translation in job.result()] == [" 一。二。", "", "\n", "丙"]
+    assert job.cancelled_pieces() == []
+
+
+def test_segments_without_an_end_are_told_when_a_stream_breaks_off() -> None:
+    job, _ = stream(translator(), "One. Two.", "X")
+    end(job.sequences[1], FinishReason.STOP, "二。")
+    end(job.sequences[0], FinishReason.EXPIRED)
+    assert isinstance(job.error, DeadlineError)
+    assert [(p.contents_index, p.segment_index, p.finish_reason) for p in job.cancelled_pieces()] == [
+        (0, 0, pb.FINISH_REASON_CANCELLED),
+        (0, 1, pb.FINISH_REASON_CANCELLED),
+        (1, 0, pb.FINISH_REASON_CANCELLED),
+    ]
+
+
+def test_a_result_that_contradicts_the_stream_fails_the_call() -> None:
+    job, _ = stream(translator(), "One.")
+    assert job.sequences[0].on_progress is not None
+    job.sequences[0].on_progress(job.sequences[0], [65])
+    end(job.sequences[0], FinishReason.STOP, "B")
+    assert type(job.error).__name__ == "CertainTokensError"
+
+
+def scores(made: Translator, contents: list[str], translated: list[str], **fields: Any) -> list[Sequence]:
+    call = pb.ScoreTextRequest(contents=contents, translated_texts=translated, **fields)
+    return made.prepare_scores(call, deadline=9.0, on_done=lambda _: None).sequences
+
+
+def score_violations(made: Translator, contents: list[str], translated: list[str], **fields: Any) -> list[str]:
+    with pytest.raises(InvalidRequestError) as caught:
+        scores(made, contents, translated, **fields)
+    return [violation.field for violation in caught.value.violations]
+
+
+def test_a_translation_to_score_is_a_prefix_to_its_end() -> None:
+    options = pb.DecodingOptions(length_penalty=0.6, with_alignment=True)
+    one, two = scores(translator(), ["One. Two.\nThree."], ["一\n二"], decoding_options=options) + scores(
+        translator(), ["a"], [""]
+    )
+    assert one.source_ids == (*map(ord, "One. Two. Three."), EOS_ID)
+    assert one.options.target_prefix == (*map(ord, "一 二"), EOS_ID)
+    assert (one.options.is_scoring, one.options.length_penalty, one.options.with_alignment) == (True, 0.6, True)
+    assert two.options.target_prefix == (EOS_ID,)
+    for sequence in (one, two):
+        assert sequence.options.problems(max_rows=4) == []
+
+
+def test_what_cannot_be_scored() -> None:
+    made = translator()
+    assert score_violations(made, [], []) == ["contents"]
+    assert score_violations(made, ["a", "b"], ["a"]) == ["translated_texts"]
+    assert score_violations(made, ["a", " ", "x" * 30], ["y" * 60, "", "b"]) == [
+        "contents[1]",
+        "contents[2]",
+        "translated_texts[0]",
+    ]
+    options = pb.DecodingOptions(beam_size=2, length_penalty=11, target_prefixes=["a"])
+    assert score_violations(made, ["a"], ["b"], decoding_options=options) == [
+        "decoding_options.beam_size",
+        "decoding_options.target_prefixes",
+        "decoding_options.length_penalty",
+    ]
+    assert score_violations(translator(max_waiting_tokens=2), ["abc"], ["b"]) == ["contents"]
+    with pytest.raises(NotServedError):
+        scores(made, ["a"], ["b"], model="x")

@@ -1,0 +1,50 @@
+"""A model that is loaded, proven and decoding, as the edge sees it."""
+
+from dataclasses import dataclass, field
+
+from service.loop_group import LoopGroup
+from service.options import MAX_BEAM_SIZE
+from service.options_reader import built_in_defaults
+from service.pb.translation.v1 import translation_pb2 as pb
+from service.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedModel:
+    """A model that is loaded, proven and decoding."""
+
+    name: str
+    """Its name in requests."""
+    digest: str
+    """SHA-256 of its bundle's manifest."""
+    precision: str
+    """"fp32" or "int8"."""
+    source_language: str
+    """Language it reads."""
+    target_language: str
+    """Language it writes."""
+    tokenizer: Tokenizer
+    """Text to token ids and back."""
+    loop: LoopGroup
+    """The engines that decode its sequences."""
+    max_source_tokens: int
+    """The longest segment it takes, end of sentence included."""
+    max_target_tokens: int
+    """The longest translation it makes, end of sentence included."""
+    max_rows: int
+    """Hypotheses it decodes at a time, over all engines."""
+    max_beam_size: int = MAX_BEAM_SIZE
+    """Hypotheses of one segment that it decodes at a time."""
+    default_options: pb.DecodingOptions = field(default_factory=built_in_defaults)
+    """What holds for options that a call leaves out (`options_reader.model_defaults`)."""
+    is_same_bytes: bool
+    """Whether the same-bytes probe passed on this machine."""
+    provider: str
+    """Where its graphs run."""
+    num_threads: int
+    """Threads of its graphs, over all engines."""
+
+    @property
+    def language_pair(self) -> str:
+        """As in `en-zh`."""
+        return f"{self.source_language}-{self.target_language}"
