@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import sys
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from export.config import MIN_PARITY_SENTENCES, ExportConfig, ExportError, Verif
 from export.inspect import describe
 from export.reverify import verify_bundle
 from service.bundle import BundleError, load_bundle
+from service.manifest import DecodingDefaults
 from service.tokenizer import TokenizerError
 from training.checkpoint import CheckpointError
 from training.config import ConfigError
@@ -58,6 +61,10 @@ def _export(words: Sequence[str]) -> int:
     parser.add_argument("--name", default="", help="name of the model (default: its languages, as in en-zh)")
     parser.add_argument("--licence", default="", help="licence of the model (default: its corpora's)")
     parser.add_argument("--external-data", action="store_true", help="store the weights apart, in *.onnx.data")
+    parser.add_argument(
+        "--alignment-layer", type=int, help="decoder layer, 0 the first, whose attention aligns (default: the last)"
+    )
+    _add_decoding_options(parser)
     _add_verify_options(parser)
     parsed = parser.parse_args(words)
     bundle = export_bundle(
@@ -68,6 +75,10 @@ def _export(words: Sequence[str]) -> int:
             name=parsed.name,
             licence=parsed.licence,
             is_external_data=parsed.external_data,
+            alignment_layer=parsed.alignment_layer,
+            decoding=DecodingDefaults(
+                **{entry.name: getattr(parsed, entry.name) for entry in dataclasses.fields(DecodingDefaults)}
+            ),
             verify=_verify_config(parser, parsed),
         )
     )
@@ -95,6 +106,20 @@ def _inspect(words: Sequence[str]) -> int:
     parser.add_argument("bundle", type=Path, help="directory of the bundle")
     print(describe(load_bundle(parser.parse_args(words).bundle)), end="")
     return 0
+
+
+def _add_decoding_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "decoding", "what these options are where a call does not give them; left out: the service's own defaults"
+    )
+    hints = typing.get_type_hints(DecodingDefaults)
+    for entry in dataclasses.fields(DecodingDefaults):
+        flag = f"--{entry.name.replace('_', '-')}"
+        (kind,) = (each for each in typing.get_args(hints[entry.name]) if each is not type(None))
+        if kind is bool:
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None)
+        else:
+            group.add_argument(flag, type=kind, metavar="N" if kind is int else "X")
 
 
 def _add_verify_options(parser: argparse.ArgumentParser) -> None:

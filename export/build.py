@@ -18,12 +18,13 @@ import torch
 
 from export.bundle_writer import new_directory, seal
 from export.calibrate import encoder_ranges
+from export.candidates_graph import candidates_to_onnx
 from export.config import ExportConfig, ExportError
 from export.quantize import BITS, MICROSOFT, OPERATOR, QuantizeError, quantize
 from export.to_onnx import OPSET, architecture_of, decoder_to_onnx, encoder_to_onnx
 from export.validation import read_validation
 from export.verify import verify
-from service.bundle import DECODER_NAME, ENCODER_NAME, TOKENIZER_DIRECTORY, Bundle, load_bundle
+from service.bundle import CANDIDATES_NAME, DECODER_NAME, ENCODER_NAME, TOKENIZER_DIRECTORY, Bundle, load_bundle
 from service.graph_signature import Architecture, GraphSignature
 from service.manifest import FORMAT_VERSION, CreatedBy, Manifest, Recipe
 from service.tokenizer import Tokenizer
@@ -79,7 +80,7 @@ def export_bundle(config: ExportConfig) -> Bundle:
         config.verify, checkpoint.record, checkpoint.tokenizer, checkpoint.architecture.max_positions
     )
     with new_directory(config.output) as building, tempfile.TemporaryDirectory() as scratch:
-        graphs = fp32_graphs(checkpoint)
+        graphs = fp32_graphs(checkpoint, alignment_layer=config.alignment_layer)
         fp32_directory = building if config.precision == "fp32" else Path(scratch)
         bundle = fp32_bundle = write_bundle(fp32_directory, config, checkpoint, graphs, precision="fp32")
         if config.precision == "int8":
@@ -103,21 +104,38 @@ def export_bundle(config: ExportConfig) -> Bundle:
     return load_bundle(config.output)
 
 
-def fp32_graphs(checkpoint: Checkpoint) -> dict[str, onnx.ModelProto]:
-    """Both graphs by the name of their file."""
+def fp32_graphs(checkpoint: Checkpoint, *, alignment_layer: int | None = None) -> dict[str, onnx.ModelProto]:
+    """The graphs by the name of their file; `alignment_layer` as in `ExportConfig`.
+
+    Raises:
+        ExportError: if the model has no such layer.
+    """
+    architecture = checkpoint.architecture
+    layer = _alignment_layer(alignment_layer, architecture)
     return {
-        ENCODER_NAME: encoder_to_onnx(checkpoint.model, checkpoint.architecture),
-        DECODER_NAME: decoder_to_onnx(checkpoint.model, checkpoint.architecture),
+        ENCODER_NAME: encoder_to_onnx(checkpoint.model, architecture),
+        DECODER_NAME: decoder_to_onnx(checkpoint.model, architecture, layer),
+        CANDIDATES_NAME: candidates_to_onnx(GraphSignature.of(architecture), OPSET),
     }
 
 
+def _alignment_layer(wanted: int | None, architecture: Architecture) -> int:
+    last = architecture.decoder_layers - 1
+    if wanted is not None and not 0 <= wanted <= last:
+        raise ExportError(
+            "configuration", [f"`alignment_layer` must be between 0 and the model's {last}, but is {wanted}."]
+        )
+    return last if wanted is None else wanted
+
+
 def int8_graphs(graphs: Mapping[str, onnx.ModelProto], sources: Sequence[Sequence[int]]) -> dict[str, onnx.ModelProto]:
-    """Both graphs in int8; the ids of the sentences `sources` show what range the encoder's activations have.
+    """The graphs in int8; the ids of the sentences `sources` show what range the encoder's activations have.
 
     Raises ExportError where a graph cannot be turned to int8.
     """
     try:
         return {
+            **graphs,
             ENCODER_NAME: quantize(graphs[ENCODER_NAME], encoder_ranges(graphs[ENCODER_NAME], sources)),
             DECODER_NAME: quantize(graphs[DECODER_NAME]),
         }
@@ -149,6 +167,8 @@ def write_bundle(
             recipe=_recipe(precision),
             architecture=architecture,
             signature=GraphSignature.of(architecture),
+            alignment_layer=_alignment_layer(config.alignment_layer, architecture),
+            decoding=config.decoding,
             files={},
             parity=None,
             quality=(),

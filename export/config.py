@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from service.manifest import DecodingDefaults
 from training.config import CorpusConfig
 
 MIN_PARITY_SENTENCES = 200
@@ -73,12 +74,16 @@ class ExportConfig:
     """Licence of the model; empty joins those of the corpora with AND."""
     is_external_data: bool = False
     """Store weights apart, in `*.onnx.data`; done in any case where a graph would pass a gigabyte."""
+    alignment_layer: int | None = None
+    """The decoder layer, 0 the first, whose cross-attention shows how target and source align; None: the last."""
+    decoding: DecodingDefaults = field(default_factory=DecodingDefaults)
+    """What decoding options are where a call does not give them."""
     verify: VerifyConfig = VerifyConfig()
     """How it is compared with the checkpoint."""
 
     def problems(self) -> list[str]:
         """Everything wrong with this configuration, one sentence each."""
-        found = self.verify.problems()
+        found = [*self.verify.problems(), *self.decoding.problems()]
         if self.output.exists() or self.output.is_symlink():
             found.append(f"`output` must not exist yet, but {self.output} does: a bundle is never overwritten.")
         if not self.checkpoint.is_dir():

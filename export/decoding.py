@@ -9,7 +9,8 @@ from export.validation import MAX_TARGET_EXTRA, MAX_TARGET_FACTOR, Sentence
 from service.bundle import Bundle
 from service.engine import Engine
 from service.model_runner import OnnxModelRunner
-from service.request import DecodingOptions, FinishReason, Sequence
+from service.options import DecodingOptions
+from service.request import FinishReason, Sequence
 from service.tokenizer import EOS_ID
 from training.decode import DecodeOptions, decode
 from training.model import Transformer
@@ -36,7 +37,7 @@ def decode_by_engine(engine: Engine, sentences: Iterable[Sentence]) -> list[Sequ
     sequences = [
         Sequence(
             source_ids=sentence.source_ids,
-            options=DecodingOptions(max_target_tokens=sentence.max_target_tokens),
+            options=DecodingOptions(max_target_tokens=sentence.max_target_tokens, guards_repetition=False),
         )
         for sentence in sentences
     ]

@@ -19,7 +19,7 @@ NUM_LARGEST = 8
 def describe(bundle: Bundle) -> str:
     """The whole description, lines ended by newlines."""
     parts = [_summary(bundle), _files(bundle.manifest)]
-    parts += [_graph(path) for path in (bundle.encoder_path, bundle.decoder_path)]
+    parts += [_graph(path) for path in (bundle.encoder_path, bundle.decoder_path, bundle.candidates_path)]
     parts += [_signature(bundle), _figures(bundle.manifest), _origin(bundle.manifest)]
     return "\n".join(parts)
 
@@ -49,6 +49,12 @@ def _summary(bundle: Bundle) -> str:
                 ),
                 ("vocabulary", f"{shape.source_vocabulary} source, {shape.target_vocabulary} target rows"),
                 ("positions", f"at most {shape.max_positions}"),
+                ("alignment", f"decoder layer {manifest.alignment_layer}, 0 being the first"),
+                (
+                    "decoding",
+                    ", ".join(f"{name} {value}" for name, value in manifest.decoding.given.items())
+                    or "as the service's",
+                ),
                 ("recipe", f"{recipe.operator}, {recipe.bits} bits"),
                 ("activations", recipe.activations),
                 ("embedding", recipe.embedding),
@@ -111,6 +117,8 @@ def _signature(bundle: Bundle) -> str:
         "signature\n"
         f"  encoder inputs\n{rows(signature.encoder_inputs)}  encoder outputs\n{rows(signature.encoder_outputs)}"
         f"  decoder inputs\n{rows(signature.decoder_inputs)}  decoder outputs\n{rows(signature.decoder_outputs)}"
+        f"  candidates' inputs\n{rows(signature.candidates_inputs)}"
+        f"  candidates' outputs\n{rows(signature.candidates_outputs)}"
     )
 
 

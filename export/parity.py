@@ -18,7 +18,7 @@ from export.validation import ValidationSet
 from service.bundle import Bundle
 from service.manifest import Tie, TokenParity, ValueParity
 from service.model_runner import OnnxModelRunner
-from service.runner import EncodedSource
+from service.runner import EncodedSource, StepInputs, StepOutputs
 from service.tokenizer import BOS_ID, EOS_ID, PAD_ID
 from training.model import DecoderLayer, Transformer
 
@@ -57,7 +57,7 @@ def open_value_runner(bundle: Bundle, num_threads: int) -> OnnxModelRunner:
     most = bundle.architecture.max_positions
     return OnnxModelRunner(
         bundle,
-        max_rows=max(map(len, SHAPES)),
+        max_rows=2 * max(map(len, SHAPES)),
         max_source_tokens=min(max(map(max, SHAPES)), most),
         max_target_tokens=min(NUM_STEPS + 2, most),
         num_threads=num_threads,
@@ -143,20 +143,22 @@ def _compare_decoder(
     expected: npt.NDArray[np.float32],
     difference: _Difference,
 ) -> None:
-    """Steps all rows together, row i beginning i % 3 positions ahead of the others in its own target."""
-    num_rows = len(encoded)
-    for row, source in enumerate(encoded):
-        runner.place(row, source)
-    lengths = [source.source_length for source in encoded]
-    rows = np.arange(num_rows)
+    """Steps all rows together, row i beginning i % 3 positions ahead of the others in its own target.
+
+    A source of an even number is read by two rows, and each of the two must give what one alone gives in PyTorch.
+    """
+    copies = [index for index in range(len(encoded)) for _ in range(1 + (index % 2 == 0))][: runner.max_rows]
+    sources, rows = np.array(copies), np.arange(len(copies))
+    for lane, source in enumerate(encoded):
+        runner.place(lane, source)
     leads = rows % 3
     for ahead in range(2):  # rows with a lead decode their first positions while the others stand at their first
         positions = np.minimum(leads, ahead)
-        _step(runner, targets[rows, positions], positions, lengths, num_candidates=1)
+        _step(runner, targets[sources, positions], positions, sources, encoded)
     for step in range(targets.shape[1] - 2):
         positions = leads + step
-        found = _step(runner, targets[rows, positions], positions, lengths, num_candidates=expected.shape[2])
-        wanted = expected[rows, positions]  # [B,V]
+        found = _step(runner, targets[sources, positions], positions, sources, encoded).log_probabilities  # [B,V]
+        wanted = expected[sources, positions]  # [B,V]
         is_token = np.isfinite(wanted).all(axis=0)
         difference.add(found[:, is_token], wanted[:, is_token])
 
@@ -165,14 +167,25 @@ def _step(
     runner: OnnxModelRunner,
     ids: npt.NDArray[np.int64],
     positions: npt.NDArray[np.int64],
-    lengths: list[int],
-    num_candidates: int,
-) -> npt.NDArray[np.float32]:
-    """One step; the log-probabilities in the order of the vocabulary when all are asked for, [B,V]."""
-    candidates = runner.decode_step(ids.tolist(), positions.tolist(), lengths, num_candidates)
-    ordered = np.empty((len(lengths), int(candidates.token_ids.max()) + 1), np.float32)
-    np.put_along_axis(ordered, candidates.token_ids, candidates.log_probabilities, axis=1)
-    return ordered
+    lanes: npt.NDArray[np.int64],
+    encoded: Sequence[EncodedSource],
+) -> StepOutputs:
+    """One step of rows that read `lanes` [B]; equal lanes stand together."""
+    num_lanes = int(lanes.max()) + 1
+    rows_per_lane = np.bincount(lanes, minlength=num_lanes).astype(np.int32)  # [N]
+    first_rows = np.cumsum(rows_per_lane) - rows_per_lane  # [N]
+    return runner.decode_step(
+        StepInputs(
+            target_ids=ids,
+            past_lengths=positions.astype(np.int32),
+            row_lanes=lanes,
+            row_places=np.arange(len(lanes)) - first_rows[lanes],
+            source_lengths=np.array([source.source_length for source in encoded[:num_lanes]], np.int32),
+            rows_per_lane=rows_per_lane,
+            num_candidates=1,
+            with_attention=False,
+        )
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -56,8 +56,14 @@ def verify_bundle(directory: Path, checkpoint: Path | None, config: VerifyConfig
     with tempfile.TemporaryDirectory() as scratch:
         fp32_bundle = bundle
         if manifest.precision != "fp32":
-            made = ExportConfig(checkpoint=checkpoint, output=Path(scratch), precision="fp32")
-            fp32_bundle = write_bundle(Path(scratch), made, loaded, fp32_graphs(loaded), precision="fp32")
+            made = ExportConfig(
+                checkpoint=checkpoint,
+                output=Path(scratch),
+                precision="fp32",
+                alignment_layer=manifest.alignment_layer,
+            )
+            graphs = fp32_graphs(loaded, alignment_layer=manifest.alignment_layer)
+            fp32_bundle = write_bundle(Path(scratch), made, loaded, graphs, precision="fp32")
         is_tokenized = loaded.record.config.evaluate.tokenized
         found = verify(loaded.model, bundle, fp32_bundle, sets, config, is_tokenized=is_tokenized)
     problems = [*found.problems, *_changed_scores(manifest.quality, found.quality)]

@@ -20,12 +20,12 @@ def check_same_bytes(bundle: Bundle, sentences: Items[Sentence], num_threads: in
     """Decodes up to 200 sentences alone, together, and in random order; counts those with any bit different."""
     generator = random.Random(0)
     chosen = generator.sample(list(sentences), min(NUM_SENTENCES, len(sentences)))
-    alone = Engine.greedy(open_runner(bundle, chosen, max_rows=1, num_threads=1))
+    alone = Engine.over(open_runner(bundle, chosen, max_rows=1, num_threads=1))
     expected = [_bits(decode_by_engine(alone, [sentence]))[0] for sentence in chosen]
     different: set[int] = set()
     ways = ["alone, 1 thread"]
     for max_rows, threads in ((64, num_threads), (7, 1), (23, num_threads)):
-        engine = Engine.greedy(open_runner(bundle, chosen, max_rows=max_rows, num_threads=threads))
+        engine = Engine.over(open_runner(bundle, chosen, max_rows=max_rows, num_threads=threads))
         order = list(range(len(chosen)))
         if max_rows != 64:
             generator.shuffle(order)

@@ -10,15 +10,21 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from export.decoder_graph import DecoderGraph
+from export.decoder_graph import CACHES_PER_LAYER, DecoderGraph
 from export.encoder_graph import EncoderGraph
-from service.graph_signature import SOURCE_MULTIPLE, Architecture, GraphSignature, TensorSignature
+from service.graph_signature import (
+    LANE_INPUTS,
+    SOURCE_MULTIPLE,
+    Architecture,
+    GraphSignature,
+    TensorSignature,
+)
 from training.model import Transformer
 
 OPSET = 23
-"""ONNX opset of both graphs: the first with RMSNormalization."""
+"""ONNX opset of the graphs: the first with RMSNormalization."""
 
-_EXAMPLE_SIZES = {"B": 3, "S": 2 * SOURCE_MULTIPLE, "M": 10}
+_EXAMPLE_SIZES = {"B": 3, "N": 2, "Q": 4, "P": 12, "S": 2 * SOURCE_MULTIPLE, "M": 10}
 _DTYPES = {"int64": torch.int64, "int32": torch.int32, "float32": torch.float32}
 
 
@@ -41,42 +47,45 @@ def architecture_of(model: Transformer, target_tokens: int) -> Architecture:
 def encoder_to_onnx(model: Transformer, architecture: Architecture) -> onnx.ModelProto:
     """The encoder's graph in fp32."""
     signature = GraphSignature.of(architecture)
-    return _export(EncoderGraph(model), signature.encoder_inputs, signature.encoder_outputs, num_plain_inputs=2)
+    return _export(EncoderGraph(model), signature.encoder_inputs, signature.encoder_outputs, groups=())
 
 
-def decoder_to_onnx(model: Transformer, architecture: Architecture) -> onnx.ModelProto:
-    """The decoder's graph in fp32."""
+def decoder_to_onnx(model: Transformer, architecture: Architecture, alignment_layer: int) -> onnx.ModelProto:
+    """The decoder's graph in fp32, which puts out the cross-attention of `alignment_layer`, 0 being the first."""
     signature = GraphSignature.of(architecture)
-    graph = DecoderGraph(model, architecture)
-    return _export(graph, signature.decoder_inputs, signature.decoder_outputs, num_plain_inputs=3)
+    graph = DecoderGraph(model, architecture, alignment_layer)
+    groups = (len(LANE_INPUTS), CACHES_PER_LAYER * architecture.decoder_layers)
+    return _export(graph, signature.decoder_inputs, signature.decoder_outputs, groups=groups)
 
 
 def _export(
     graph: nn.Module,
     inputs: Sequence[TensorSignature],
     outputs: Sequence[TensorSignature],
-    num_plain_inputs: int,
+    groups: tuple[int, ...],
 ) -> onnx.ModelProto:
-    """One graph; inputs after the first `num_plain_inputs` are handed over as one tuple."""
+    """One graph. The last inputs are handed over in tuples of `groups` tensors, those before one by one."""
     graph = graph.eval()
     dynamic = {letter: torch.export.Dim(letter, min=1, max=2**20) for letter in _EXAMPLE_SIZES}
     examples = [_example(tensor) for tensor in inputs]
     axes = [{i: dynamic[axis] for i, axis in enumerate(t.axes) if isinstance(axis, str)} for t in inputs]
-    arguments: tuple[Any, ...] = tuple(examples[:num_plain_inputs])
-    shapes: tuple[Any, ...] = tuple(axes[:num_plain_inputs])
-    if examples[num_plain_inputs:]:
-        arguments = (*arguments, tuple(examples[num_plain_inputs:]))
-        shapes = (*shapes, tuple(axes[num_plain_inputs:]))
+    first = len(inputs) - sum(groups)
+    arguments: list[Any] = examples[:first]
+    shapes: list[Any] = axes[:first]
+    for size in groups:
+        arguments.append(tuple(examples[first : first + size]))
+        shapes.append(tuple(axes[first : first + size]))
+        first += size
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns of its own deprecations and of axes named twice
         program = torch.onnx.export(
             graph,
-            arguments,
+            tuple(arguments),
             dynamo=True,
             opset_version=OPSET,
             input_names=[tensor.name for tensor in inputs],
             output_names=[tensor.name for tensor in outputs],
-            dynamic_shapes=shapes,
+            dynamic_shapes=tuple(shapes),
             optimize=True,
             verbose=False,
         )

@@ -108,7 +108,7 @@ def _tokens(
     """Greedy tokens of each sentence of each set; None with a problem where the graphs do not run."""
     sentences = [sentence for each in sets for sentence in each.sentences]
     try:
-        engine = Engine.greedy(open_runner(bundle, sentences, max_rows=MAX_ROWS, num_threads=config.num_threads))
+        engine = Engine.over(open_runner(bundle, sentences, max_rows=MAX_ROWS, num_threads=config.num_threads))
         return [[list(one.target_ids) for one in decode_by_engine(engine, each.sentences)] for each in sets]
     except (ExportError, ModelRunnerError) as error:
         _add_once(problems, str(error))

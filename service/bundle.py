@@ -1,9 +1,10 @@
 """A bundle on disk: loaded only when every byte of it is what its maker wrote. `docs/bundle.md` describes the layout.
 
-    encoder.onnx, decoder.onnx   the graphs (`*.onnx.data` beside them where the weights are stored apart)
-    tokenizer/                   what `service.tokenizer` reads
-    manifest.json                what the bundle is, with the SHA-256 of every file above
-    manifest.sha256              the SHA-256 of manifest.json, as `sha256sum` writes it
+    encoder.onnx, decoder.onnx, candidates.onnx
+                        the graphs (`*.onnx.data` beside them where the weights are stored apart)
+    tokenizer/          what `service.tokenizer` reads
+    manifest.json       what the bundle is, with the SHA-256 of every file above
+    manifest.sha256     the SHA-256 of manifest.json, as `sha256sum` writes it
 
 Whether the graphs have the inputs and outputs that the manifest says is checked where they are opened, in
 `service.model_runner`, with `bundle.manifest.signature`.
@@ -28,6 +29,7 @@ MANIFEST_NAME = "manifest.json"
 CHECKSUM_NAME = "manifest.sha256"
 ENCODER_NAME = "encoder.onnx"
 DECODER_NAME = "decoder.onnx"
+CANDIDATES_NAME = "candidates.onnx"
 TOKENIZER_DIRECTORY = "tokenizer"
 MAX_MANIFEST_BYTES = 16 * 2**20
 
@@ -65,6 +67,11 @@ class Bundle:
         return self.directory / DECODER_NAME
 
     @property
+    def candidates_path(self) -> Path:
+        """The graph that picks candidates."""
+        return self.directory / CANDIDATES_NAME
+
+    @property
     def architecture(self) -> Architecture:
         """Shapes of the model."""
         return self.manifest.architecture
@@ -85,7 +92,7 @@ def load_bundle(directory: str | Path) -> Bundle:
 
     Raises:
         BundleError: listing every problem: a file missing, altered or not named in the manifest; a path that leaves
-            the directory; a symbolic link; a newer format version; a manifest that is not what it must be; a tokenizer
+            the directory; a symbolic link; a format version that this build does not read; a manifest that is not what it must be; a tokenizer
             that does not load or does not fit the model.
     """
     directory = Path(directory)
@@ -154,7 +161,7 @@ def _read_small(path: Path, problems: list[str]) -> bytes | None:
 def _check_files(directory: Path, manifest: Manifest, present: set[str]) -> list[str]:
     """Every difference between the files that the manifest names and those that are there."""
     problems = []
-    for required in (ENCODER_NAME, DECODER_NAME):
+    for required in (ENCODER_NAME, DECODER_NAME, CANDIDATES_NAME):
         if required not in manifest.files:
             problems.append(f"`files` must name {required}, but does not.")
     for extra in sorted(present - manifest.files.keys() - {MANIFEST_NAME, CHECKSUM_NAME}):

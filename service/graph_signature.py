@@ -1,16 +1,22 @@
-"""Names, axes and element types of the two graphs of a bundle: the one place where they are written down.
+"""Names, axes and element types of a bundle's graphs: the one place where they are written down.
 
 `export` builds its graphs to this signature, `service.model_runner` binds its buffers by it, and both check the
-graphs they get against it. Axes: B rows, S source positions, M positions of a row's key/value slot, D width, H heads,
-K width per head, V target vocabulary. B, S and M are dynamic; every other axis is a number.
+graphs they get against it. Axes: B rows, N lanes, Q query slots of a lane, P positions of a step's cross-attention,
+C candidates, S source positions, M positions of a row's key/value slot, D width, H heads, K width per head, V target
+vocabulary. B, N, Q, P, C, S and M are dynamic; every other axis is a number.
 
 The encoder projects the keys and values of the decoder's cross-attention once for each source. The decoder makes one
 step of one token for every row; its `present_*` outputs are bound to the buffers of the `past_*` and `cross_*` inputs.
+The candidates' graph picks the best tokens of every row; it is apart so that greedy steps do not pay for it.
 
-Both attentions of the decoder are `com.microsoft.GroupQueryAttention`, which appends one key and value to a row's past
-and attends to everything up to it. Cross-attention has nothing to append, so the row's own last source position is
-appended once more over itself (`cross_key_last_{i}`): memory stays as it was, and each row attends to exactly its own
-source without a mask.
+Both attentions of the decoder are `com.microsoft.GroupQueryAttention`, which appends keys and values to a past and
+attends to everything up to them. In self-attention a row appends its own. In cross-attention the past is a lane's
+source, and the rows that read it are its queries, one in each slot. There is nothing to append, so that the queries
+themselves are appended after the source (hence `SPARE_POSITIONS`), and `source_bias` takes their weight to exactly 0:
+each row attends to its own source and to nothing else.
+
+A lane has at least 2 query slots (`LEAST_QUERIES`), filled or not. With a single query the runtime takes another path,
+whose sums differ in the last bit; so a row's bits do not depend on whether others read the same source.
 """
 
 from __future__ import annotations
@@ -21,6 +27,15 @@ from typing import Protocol
 
 SOURCE_MULTIPLE = 8
 """Source positions are padded to a multiple of this, so that a sentence's bits do not depend on its neighbours."""
+
+LEAST_QUERIES = 2
+"""Least Q, and least number of queries of a lane."""
+
+SPARE_POSITIONS = 16
+"""Positions of a lane's slot after its source, and so the most rows that read one lane."""
+
+MASKED_SCORE = -1.0e30
+"""`source_bias` where a position is none of the lane's source: its weight is exactly 0."""
 
 VOCABULARY_MULTIPLE = 8
 """The target vocabulary of the graph is padded to a multiple of this."""
@@ -116,19 +131,43 @@ class TensorSignature:
 
 _ONNX_TYPES = {"int64": "int64", "int32": "int32", "float32": "float"}
 
+LANE_INPUTS = (
+    TensorSignature(name="slot_rows", dtype="int64", axes=("N", "Q", 2)),
+    TensorSignature(name="row_slots", dtype="int64", axes=("B", 1, 2)),
+    TensorSignature(name="queries_per_lane", dtype="int32", axes=("N",)),
+    TensorSignature(name="last_positions", dtype="int32", axes=("N",)),
+    TensorSignature(name="num_positions", dtype="int32", axes=(1,)),
+    TensorSignature(name="source_bias", dtype="float32", axes=("N", 1, "Q", "P")),
+)
+"""Which rows read which lane. `service.lane_layout` makes them:
+
+- `slot_rows`: (row, 0) of the row in each slot; slots to spare hold another row of their lane;
+- `row_slots`: (lane, slot) of each row;
+- `queries_per_lane`: slots in use, at least `LEAST_QUERIES`; they are the first ones;
+- `last_positions`: source_length + queries_per_lane - 1;
+- `num_positions`: P, more than every `last_positions` and at most the length of the lanes' slots;
+- `source_bias`: 0 at positions of the lane's source, `MASKED_SCORE` at others.
+"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GraphSignature:
-    """Inputs and outputs of both graphs, in order. Made by `GraphSignature.of`; a manifest carries a copy."""
+    """Inputs and outputs of the graphs, in order. Made by `GraphSignature.of`; a manifest carries a copy."""
 
     encoder_inputs: tuple[TensorSignature, ...]
     """`source_ids` [B,S] padded with pad, `source_lengths` [B]."""
     encoder_outputs: tuple[TensorSignature, ...]
     """For each decoder layer `cross_key_{i}`, `cross_value_{i}` [B,H,S,K]."""
     decoder_inputs: tuple[TensorSignature, ...]
-    """`target_ids` [B,1], `past_lengths` [B] (positions already cached), `source_lengths` [B], then caches by layer."""
+    """`target_ids` [B,1], `past_lengths` [B] (positions already cached), the six of `LANE_INPUTS`, then caches by
+    layer."""
     decoder_outputs: tuple[TensorSignature, ...]
-    """`log_probabilities` [B,V] (natural logarithms), then the caches by layer, in the buffers they came in."""
+    """`log_probabilities` [B,V] (natural logarithms), `attention` [N,H,Q,P] (weights of one layer's cross-attention, by
+    query slot), then the caches by layer, in the buffers they came in."""
+    candidates_inputs: tuple[TensorSignature, ...]
+    """`log_probabilities` [B,V], `num_candidates` [1], which is C."""
+    candidates_outputs: tuple[TensorSignature, ...]
+    """`candidate_ids`, `candidate_log_probabilities` [B,C], best first, equal ones in the order of their ids."""
 
     @classmethod
     def of(cls, architecture: Architecture) -> GraphSignature:
@@ -139,26 +178,27 @@ class GraphSignature:
         def self_cache(name: str) -> TensorSignature:
             return TensorSignature(name=name, dtype="float32", axes=("B", heads, "M", head_width))
 
-        def cross_cache(name: str) -> TensorSignature:
-            return TensorSignature(name=name, dtype="float32", axes=("B", heads, "S", head_width))
-
-        def cross_last(name: str) -> TensorSignature:
-            return TensorSignature(name=name, dtype="float32", axes=("B", 1, architecture.width))
+        def cross_cache(name: str, rows: str = "N") -> TensorSignature:
+            return TensorSignature(name=name, dtype="float32", axes=(rows, heads, "S", head_width))
 
         def lengths(name: str) -> TensorSignature:
             return TensorSignature(name=name, dtype="int32", axes=("B",))
 
+        log_probabilities = TensorSignature(
+            name="log_probabilities", dtype="float32", axes=("B", architecture.target_vocabulary)
+        )
         decoder_inputs = [
             TensorSignature(name="target_ids", dtype="int64", axes=("B", 1)),
             lengths("past_lengths"),
-            lengths("source_lengths"),
+            *LANE_INPUTS,
         ]
-        vocabulary = architecture.target_vocabulary
-        decoder_outputs = [TensorSignature(name="log_probabilities", dtype="float32", axes=("B", vocabulary))]
+        decoder_outputs = [
+            log_probabilities,
+            TensorSignature(name="attention", dtype="float32", axes=("N", heads, "Q", "P")),
+        ]
         for i in layers:
             decoder_inputs += [self_cache(past_key_self(i)), self_cache(past_value_self(i))]
             decoder_inputs += [cross_cache(cross_key(i)), cross_cache(cross_value(i))]
-            decoder_inputs += [cross_last(cross_key_last(i)), cross_last(cross_value_last(i))]
             decoder_outputs += [self_cache(present_key_self(i)), self_cache(present_value_self(i))]
             decoder_outputs += [cross_cache(present_cross_key(i)), cross_cache(present_cross_value(i))]
         return cls(
@@ -166,9 +206,17 @@ class GraphSignature:
                 TensorSignature(name="source_ids", dtype="int64", axes=("B", "S")),
                 lengths("source_lengths"),
             ),
-            encoder_outputs=tuple(cross_cache(name) for i in layers for name in (cross_key(i), cross_value(i))),
+            encoder_outputs=tuple(cross_cache(name, "B") for i in layers for name in (cross_key(i), cross_value(i))),
             decoder_inputs=tuple(decoder_inputs),
             decoder_outputs=tuple(decoder_outputs),
+            candidates_inputs=(
+                log_probabilities,
+                TensorSignature(name="num_candidates", dtype="int64", axes=(1,)),
+            ),
+            candidates_outputs=(
+                TensorSignature(name="candidate_ids", dtype="int64", axes=("B", "C")),
+                TensorSignature(name="candidate_log_probabilities", dtype="float32", axes=("B", "C")),
+            ),
         )
 
     def check_encoder(self, inputs: Sequence[NodeArgument], outputs: Sequence[NodeArgument]) -> list[str]:
@@ -183,6 +231,13 @@ class GraphSignature:
         return [
             *_check(self.decoder_inputs, inputs, "among the decoder's inputs"),
             *_check(self.decoder_outputs, outputs, "among the decoder's outputs"),
+        ]
+
+    def check_candidates(self, inputs: Sequence[NodeArgument], outputs: Sequence[NodeArgument]) -> list[str]:
+        """How the inputs and outputs of a session of the candidates' graph differ from this signature."""
+        return [
+            *_check(self.candidates_inputs, inputs, "among the inputs of the candidates' graph"),
+            *_check(self.candidates_outputs, outputs, "among the outputs of the candidates' graph"),
         ]
 
 
@@ -219,30 +274,20 @@ def present_value_self(layer: int) -> str:
 
 
 def cross_key(layer: int) -> str:
-    """Cross-attention keys of the source, [B,H,S,K]."""
+    """Cross-attention keys of a source, [N,H,S,K]."""
     return f"cross_key_{layer}"
 
 
 def cross_value(layer: int) -> str:
-    """Cross-attention values of the source, [B,H,S,K]."""
+    """Cross-attention values of a source, [N,H,S,K]."""
     return f"cross_value_{layer}"
 
 
-def cross_key_last(layer: int) -> str:
-    """`cross_key` at each row's last source position, heads joined, [B,1,H*K]."""
-    return f"cross_key_last_{layer}"
-
-
-def cross_value_last(layer: int) -> str:
-    """`cross_value` at each row's last source position, heads joined, [B,1,H*K]."""
-    return f"cross_value_last_{layer}"
-
-
 def present_cross_key(layer: int) -> str:
-    """`cross_key` unchanged, [B,H,S,K]."""
+    """`cross_key` with the step's queries after the source, [N,H,S,K]."""
     return f"present_cross_key_{layer}"
 
 
 def present_cross_value(layer: int) -> str:
-    """`cross_value` unchanged, [B,H,S,K]."""
+    """`cross_value` with the step's queries after the source, [N,H,S,K]."""
     return f"present_cross_value_{layer}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -11,9 +12,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from service.graph_signature import Architecture, GraphSignature
+from service.options import DecodingOptions
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Newest format of a bundle that this build reads, and the one it writes."""
+OLDEST_FORMAT_VERSION = 2
+"""Oldest format that this build reads: version 1 was never released."""
 
 
 class ManifestError(ValueError):
@@ -48,6 +52,63 @@ class Recipe:
     """How the embedding tables are stored."""
     opset: int
     """ONNX opset of both graphs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodingDefaults:
+    """What a call's decoding options are where it does not give them; None leaves an option to the service.
+
+    Named as in the interface (`proto`, `DecodingOptions`), where each is described.
+    """
+
+    beam_size: int | None = None
+    """Hypotheses that are kept open; 1: greedy search."""
+    length_penalty: float | None = None
+    """Exponent of the length by which a score is divided for ranking."""
+    coverage_penalty: float | None = None
+    """Factor of the coverage term of the ranking."""
+    early_stopping: bool | None = None
+    """Whether a beam search also ends once `patience` × `beam_size` hypotheses have ended."""
+    patience: float | None = None
+    """See `early_stopping`."""
+    repetition_penalty: float | None = None
+    """What the log-probability of a token that is there already is multiplied by."""
+    no_repeat_ngram_size: int | None = None
+    """No run of so many tokens occurs twice; 0: allowed."""
+    min_target_tokens: int | None = None
+    """The fewest target tokens, end of sentence not included."""
+    min_target_ratio: float | None = None
+    """The fewest target tokens for each source token."""
+    max_target_ratio: float | None = None
+    """The most target tokens for each source token."""
+    no_unknown: bool | None = None
+    """Whether the unknown token never occurs."""
+    guards_repetition: bool | None = None
+    """Whether a result that loops is decoded again."""
+
+    @property
+    def given(self) -> dict[str, int | float | bool]:
+        """The options that are given, by name."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+    def problems(self) -> list[str]:
+        """What is wrong with these options, one sentence each; empty when nothing is."""
+        known = {entry.name for entry in dataclasses.fields(DecodingOptions)}
+        options: dict[str, Any] = {name: value for name, value in self.given.items() if name in known}
+        found = DecodingOptions(**options).problems()
+        if self.min_target_ratio is not None and not 0 <= self.min_target_ratio < math.inf:
+            found.append(f"`min_target_ratio` must be at least 0, but is {self.min_target_ratio}.")
+        if self.max_target_ratio is not None and not 0 < self.max_target_ratio < math.inf:
+            found.append(f"`max_target_ratio` must be above 0, but is {self.max_target_ratio}.")
+        if None not in (self.min_target_ratio, self.max_target_ratio) and not found:
+            assert self.min_target_ratio is not None
+            assert self.max_target_ratio is not None
+            if self.min_target_ratio > self.max_target_ratio:
+                found.append(
+                    f"`min_target_ratio` must be at most `max_target_ratio` {self.max_target_ratio}, "
+                    f"but is {self.min_target_ratio}."
+                )
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +241,10 @@ class Manifest:
     """Shapes of the model."""
     signature: GraphSignature
     """Names, axes and element types of the graphs."""
+    alignment_layer: int
+    """The decoder layer, 0 the first, whose cross-attention the decoder puts out."""
+    decoding: DecodingDefaults = DecodingDefaults()
+    """What decoding options are where a call does not give them."""
     files: Mapping[str, FileRecord]
     """Every file of the bundle but `manifest.json` and `manifest.sha256`, by its path with forward slashes."""
     parity: Parity | None
@@ -219,12 +284,25 @@ class Manifest:
             raise ManifestError([f"`format_version` must be a whole number of at least 1, but is {version!r}."])
         if version > FORMAT_VERSION:
             raise ManifestError([f"format version {version} is newer than this build reads ({FORMAT_VERSION})"])
+        if version < OLDEST_FORMAT_VERSION:
+            raise ManifestError(
+                [
+                    f"format version {version} is older than this build reads ({OLDEST_FORMAT_VERSION}): "
+                    "export the checkpoint again"
+                ]
+            )
         problems: list[str] = []
         manifest = _build(cls, fields, "", problems)
         if problems:
             raise ManifestError(problems)
         assert isinstance(manifest, cls)
         problems += manifest.architecture.problems()
+        problems += [f"decoding: {problem}" for problem in manifest.decoding.problems()]
+        if not 0 <= manifest.alignment_layer < manifest.architecture.decoder_layers:
+            problems.append(
+                f"`alignment_layer` must be between 0 and {manifest.architecture.decoder_layers - 1}, "
+                f"but is {manifest.alignment_layer}."
+            )
         if not problems and manifest.signature != GraphSignature.of(manifest.architecture):
             problems.append("`signature` must be that of `architecture`, but is not.")
         if problems:

@@ -1,14 +1,16 @@
 """Runs a bundle's graphs: the only file of the service that touches ONNX Runtime.
 
-Both graphs read and write buffers that NumPy owns, bound once for every number of rows, so a decoding step copies three
-short vectors in and nothing out. Axes: B rows, S source positions, L decoder layers, H heads, K width per head,
-V vocabulary.
+The graphs read and write buffers that NumPy owns, bound once for every size of a step, so that a decoding step copies
+two short vectors in and nothing out. Axes: B rows, N lanes, Q query slots of a lane, P positions of a step's
+cross-attention, C candidates, S source positions, L decoder layers, H heads, K width per head, V vocabulary.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence as Ids
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,41 @@ import onnxruntime
 
 from service import graph_signature as names
 from service.bundle import Bundle
-from service.candidates import best_candidates
+from service.candidates import best_tokens
+from service.graph_signature import SPARE_POSITIONS
 from service.kv_cache import KeyValueSlab, round_up
-from service.runner import Candidates, EncodedBatch, EncodedSource
+from service.lane_layout import LaneLayout
+from service.runner import EncodedBatch, EncodedSource, StepInputs, StepOutputs
 from service.tokenizer import PAD_ID
 
 PROVIDERS = {"cpu": "CPUExecutionProvider"}
 MAX_PADDED_TOKENS_PER_RUN = 4096
+MAX_BINDINGS = 512
+"""Bindings kept of each graph: made anew they take 0.2 ms, a step of one row."""
+
+
+@dataclass(slots=True)
+class _StepBinding:
+    """The decoder bound to the buffers of one size of step."""
+
+    binding: Any
+    """Of ONNX Runtime."""
+    num_positions: int
+    """P that it was last bound with."""
+
+
+@dataclass(slots=True)
+class _CandidatesBinding:
+    """The candidates' graph bound for one number of rows and candidates."""
+
+    binding: Any
+    """Of ONNX Runtime."""
+    num_candidates: npt.NDArray[np.int64]
+    """[1]."""
+    ids: npt.NDArray[np.int64]
+    """[B,C]."""
+    log_probabilities: npt.NDArray[np.float32]
+    """[B,C]."""
 
 
 class ModelRunnerError(RuntimeError):
@@ -82,9 +112,12 @@ class OnnxModelRunner:
 
         self._encoder = _open(bundle.encoder_path, provider, num_threads=num_threads, allow_spinning=allow_spinning)
         self._decoder = _open(bundle.decoder_path, provider, num_threads=num_threads, allow_spinning=allow_spinning)
+        # A step's candidates take a tenth of a millisecond: nothing to share out among threads.
+        self._candidates = _open(bundle.candidates_path, provider, num_threads=1, allow_spinning=False)
         problems = [
             *bundle.signature.check_encoder(self._encoder.get_inputs(), self._encoder.get_outputs()),
             *bundle.signature.check_decoder(self._decoder.get_inputs(), self._decoder.get_outputs()),
+            *bundle.signature.check_candidates(self._candidates.get_inputs(), self._candidates.get_outputs()),
         ]
         if problems:
             raise ModelRunnerError("The graphs must have the signature of the manifest: " + " ".join(problems))
@@ -95,20 +128,25 @@ class OnnxModelRunner:
             max_source_tokens=max_source_tokens,
             max_target_tokens=max_target_tokens,
         )
+        slot_length = self._slab.source_slot_length
+        self._layout = LaneLayout(max_rows=max_rows, slot_length=slot_length)
         self._target_ids = np.zeros((max_rows, 1), np.int64)  # [R,1]
         self._past_lengths = np.zeros(max_rows, np.int32)  # [R]
-        self._source_lengths = np.ones(max_rows, np.int32)  # [R]
         self._log_probabilities = np.empty((max_rows, architecture.target_vocabulary), np.float32)  # [R,V]
-        self._bindings: dict[int, Any] = {}
+        # Not cleared: untouched pages cost nothing.
+        self._attention = np.empty(max_rows * architecture.heads * SPARE_POSITIONS * slot_length, np.float32)
+        self._every_position = np.arange(slot_length, dtype=np.int32)
+        self._bindings: dict[tuple[int, int, int, bool], _StepBinding] = {}
+        self._candidates_bindings: dict[tuple[int, int], _CandidatesBinding] = {}
 
     @property
     def max_rows(self) -> int:
-        """Rows of the slab."""
+        """Rows of the slab, and its lanes."""
         return self._max_rows
 
     @property
     def max_source_tokens(self) -> int:
-        """The longest source a row holds, end of sentence included."""
+        """The longest source a lane holds, end of sentence included."""
         return self._max_source_tokens
 
     @property
@@ -122,8 +160,13 @@ class OnnxModelRunner:
         return self._architecture.source_vocabulary
 
     @property
+    def target_vocabulary_size(self) -> int:
+        """V: target token ids are 0..target_vocabulary_size-1."""
+        return self._architecture.target_vocabulary
+
+    @property
     def slab_bytes(self) -> int:
-        """Address space of the key/value slab; memory is taken as rows come into use."""
+        """Address space of the key/value slab; memory is taken as rows and lanes come into use."""
         return self._slab.num_bytes
 
     def padded_length(self, source_length: int) -> int:
@@ -176,40 +219,114 @@ class OnnxModelRunner:
         self._encoder.run_with_iobinding(binding)
         return cross
 
-    def place(self, row: int, encoded: EncodedSource) -> None:
-        """Makes `row` ready to decode that source from its first token."""
-        self._slab.place(row, encoded.payload, encoded.source_length)
+    def place(self, lane: int, encoded: EncodedSource) -> None:
+        """Makes `lane` ready: its rows can decode that source from their first token."""
+        self._slab.place(lane, encoded.payload, encoded.source_length)
 
-    def move_row(self, source_row: int, target_row: int, *, past_length: int, source_length: int) -> None:
-        """Copies a row's cache, `past_length` target and `source_length` source positions, onto another row."""
-        self._slab.move_row(source_row, target_row, past_length=past_length, source_length=source_length)
+    def copy_lane(self, source_lane: int, target_lane: int, *, source_length: int) -> None:
+        """Copies a lane's encoded source of `source_length` tokens onto another lane."""
+        self._slab.copy_lane(source_lane, target_lane, source_length=source_length)
 
-    def decode_step(
-        self, target_ids: Ids[int], past_lengths: Ids[int], source_lengths: Ids[int], num_candidates: int
-    ) -> Candidates:
-        """One step of rows 0..B-1; see `service.runner.Runner.decode_step`."""
-        num_rows = len(target_ids)
-        self._target_ids[:num_rows, 0] = target_ids
-        self._past_lengths[:num_rows] = past_lengths
-        self._source_lengths[:num_rows] = source_lengths
-        binding = self._bindings.get(num_rows)
-        if binding is None:
-            binding = self._bindings[num_rows] = self._bind_decoder(num_rows)
-        self._decoder.run_with_iobinding(binding)
-        return best_candidates(self._log_probabilities[:num_rows], num_candidates)
+    def copy_row(self, source_row: int, target_row: int, *, start: int, stop: int) -> None:
+        """Copies target positions `start`..`stop`-1 of a row's cache onto another row, which holds the rest already."""
+        self._slab.copy_row(source_row, target_row, start=start, stop=stop)
 
-    def _bind_decoder(self, num_rows: int) -> Any:
-        """The decoder's inputs and outputs on the first `num_rows` rows of the buffers, which never move."""
+    def decode_step(self, inputs: StepInputs) -> StepOutputs:
+        """One step of rows 0..B-1; see `service.runner.Runner.decode_step`.
+
+        A row whose numbers are broken may break others of its own lane, and no row of another.
+
+        Raises:
+            ValueError: when a lane has no row or more than `SPARE_POSITIONS`, or `num_candidates` is not within 1..V.
+        """
+        num_rows, num_candidates = len(inputs.target_ids), inputs.num_candidates
+        if not 1 <= num_candidates <= self.target_vocabulary_size:
+            raise ValueError(
+                f"`num_candidates` must be between 1 and {self.target_vocabulary_size}, but is {num_candidates}."
+            )
+        self._target_ids[:num_rows, 0] = inputs.target_ids
+        self._past_lengths[:num_rows] = inputs.past_lengths
+        self._layout.arrange(inputs)
+        self._decoder.run_with_iobinding(self._step_binding(inputs.with_attention))
+        log_probabilities = self._log_probabilities[:num_rows]
+        if num_candidates == 1:
+            ids, best = best_tokens(log_probabilities)
+        else:
+            found = self._candidates_binding(num_rows, num_candidates)
+            self._candidates.run_with_iobinding(found.binding)
+            ids, best = found.ids, found.log_probabilities
+        return StepOutputs(
+            candidate_ids=ids,
+            candidate_log_probabilities=best,
+            log_probabilities=log_probabilities,
+            attention=self._attention_by_row(inputs) if inputs.with_attention else None,
+        )
+
+    def _step_binding(self, with_attention: bool) -> Any:
+        """The decoder's inputs and outputs on the buffers, which never move, as large as the layout says."""
+        layout = self._layout
+        key = (layout.num_rows, layout.num_lanes, layout.num_slots, with_attention)
+        step = self._bindings.get(key)
+        if step is None:
+            if len(self._bindings) >= MAX_BINDINGS:
+                self._bindings.clear()
+            step = _StepBinding(self._bind_decoder(layout.num_rows, layout.num_lanes), layout.num_positions)
+            self._bind_lanes(step.binding, with_attention)
+            self._bindings[key] = step
+        elif step.num_positions != layout.num_positions:
+            self._bind_lanes(step.binding, with_attention)
+            step.num_positions = layout.num_positions
+        return step.binding
+
+    def _bind_decoder(self, num_rows: int, num_lanes: int) -> Any:
+        """All but what depends on the layout."""
         binding = self._decoder.io_binding()
         _bind_input(binding, "target_ids", self._target_ids[:num_rows])
         _bind_input(binding, "past_lengths", self._past_lengths[:num_rows])
-        _bind_input(binding, "source_lengths", self._source_lengths[:num_rows])
-        for name, buffer in self._slab.inputs(num_rows):
+        for name, buffer in self._slab.inputs(num_rows, num_lanes):
             _bind_input(binding, name, buffer)
         _bind_output(binding, "log_probabilities", self._log_probabilities[:num_rows])
-        for name, buffer in self._slab.outputs(num_rows):
+        for name, buffer in self._slab.outputs(num_rows, num_lanes):
             _bind_output(binding, name, buffer)
         return binding
+
+    def _bind_lanes(self, binding: Any, with_attention: bool) -> None:
+        for name, buffer in self._layout.inputs():
+            _bind_input(binding, name, buffer)
+        if with_attention:
+            _bind_output(binding, "attention", self._attention_by_slot())
+
+    def _attention_by_slot(self) -> npt.NDArray[np.float32]:
+        """The attention's buffer, [N,H,Q,P]."""
+        layout = self._layout
+        shape = (layout.num_lanes, self._architecture.heads, layout.num_slots, layout.num_positions)
+        return self._attention[: math.prod(shape)].reshape(shape)
+
+    def _attention_by_row(self, inputs: StepInputs) -> npt.NDArray[np.float32]:
+        """The attention of every row, [B,H,S'], 0 after its source; S' is the longest source."""
+        longest = int(inputs.source_lengths.max())
+        attention = self._attention_by_slot()[..., :longest][inputs.row_lanes, :, inputs.row_places]  # [B,H,S']
+        is_source = self._every_position[:longest] < inputs.source_lengths[inputs.row_lanes][:, None]  # [B,S']
+        return np.where(is_source[:, None], attention, np.float32(0))
+
+    def _candidates_binding(self, num_rows: int, num_candidates: int) -> _CandidatesBinding:
+        """The candidates' graph on the first `num_rows` rows of the log-probabilities."""
+        key = (num_rows, num_candidates)
+        found = self._candidates_bindings.get(key)
+        if found is None:
+            if len(self._candidates_bindings) >= MAX_BINDINGS:
+                self._candidates_bindings.clear()
+            found = self._candidates_bindings[key] = _CandidatesBinding(
+                binding=self._candidates.io_binding(),
+                num_candidates=np.array([num_candidates], np.int64),
+                ids=np.empty(key, np.int64),
+                log_probabilities=np.empty(key, np.float32),
+            )
+            _bind_input(found.binding, "log_probabilities", self._log_probabilities[:num_rows])
+            _bind_input(found.binding, "num_candidates", found.num_candidates)
+            _bind_output(found.binding, "candidate_ids", found.ids)
+            _bind_output(found.binding, "candidate_log_probabilities", found.log_probabilities)
+        return found
 
 
 def runtime_version() -> str:

@@ -1,6 +1,6 @@
 """A bundle whose translations are known beforehand, made without training: it copies the source, or turns it round.
 
-The graphs are real (GroupQueryAttention on a slab, the signature of format version 1) and so is the arithmetic: soft
+The graphs are real (GroupQueryAttention on a slab, the signature of format version 2) and so is the arithmetic: soft
 attention, layer norms, a feed-forward network and noise from random matrices. Only the weights are arranged. Each
 target position asks, by its position vector, for the source position that it copies; the value found there is that
 token's embedding. All else (the self-attention over the past, the sentence's mean, the noise) is too small to change a
@@ -23,10 +23,11 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from export.bundle_writer import new_directory, seal
+from export.candidates_graph import candidates_to_onnx
 from service import graph_signature as names
-from service.bundle import DECODER_NAME, ENCODER_NAME, TOKENIZER_DIRECTORY
+from service.bundle import CANDIDATES_NAME, DECODER_NAME, ENCODER_NAME, TOKENIZER_DIRECTORY
 from service.graph_signature import VOCABULARY_MULTIPLE, Architecture, GraphSignature, TensorSignature
-from service.manifest import CreatedBy, Manifest, Recipe
+from service.manifest import FORMAT_VERSION, CreatedBy, Manifest, Recipe
 from service.tokenizer import Tokenizer
 from training.config import TokenizerConfig
 from training.train_tokenizer import train_tokenizer
@@ -108,6 +109,8 @@ def build_synthetic_bundle(directory: Path, options: SyntheticOptions | None = N
         encoder, decoder = _Graphs(architecture, options).build()
         (building / ENCODER_NAME).write_bytes(encoder.SerializeToString())
         (building / DECODER_NAME).write_bytes(decoder.SerializeToString())
+        candidates = candidates_to_onnx(GraphSignature.of(architecture), ONNX_OPSET)
+        (building / CANDIDATES_NAME).write_bytes(candidates.SerializeToString())
         seal(building, _manifest(architecture, options))
     return directory
 
@@ -128,7 +131,7 @@ def _train_tokenizer(directory: Path, options: SyntheticOptions) -> Tokenizer:
 def _manifest(architecture: Architecture, options: SyntheticOptions) -> Manifest:
     nothing = "none"
     return Manifest(
-        format_version=1,
+        format_version=FORMAT_VERSION,
         name=options.name,
         source_language=options.source_language,
         target_language=options.target_language,
@@ -136,6 +139,7 @@ def _manifest(architecture: Architecture, options: SyntheticOptions) -> Manifest
         recipe=Recipe(operator="MatMul", bits=32, activations="float32", embedding="float32", opset=ONNX_OPSET),
         architecture=architecture,
         signature=GraphSignature.of(architecture),
+        alignment_layer=architecture.decoder_layers - 1,
         files={},
         parity=None,
         quality=(),
@@ -202,8 +206,6 @@ class _Graphs:
         asked = g.op("Mul", [asked, g.const(np.float32(np.sqrt(a.head_width)))])  # undoes attention's own scale
         x = g.op("Mul", [g.op("Gather", [embeddings, "target_ids"]), g.const(np.float32(0.1))])  # [B,1,D]
         cache_length = g.op("Cast", [g.op("Shape", [names.past_key_self(0)], start=2, end=3)], to=TensorProto.INT32)
-        cross_length = g.op("Cast", [g.op("Shape", [names.cross_key(0)], start=2, end=3)], to=TensorProto.INT32)
-        before_last = g.op("Sub", ["source_lengths", g.const(np.int32(1))])  # [B]
         for i in range(a.decoder_layers):
             y = g.norm(x, a.width)
             qkv = [g.linear(y, a.width, a.width) for _ in range(3)]
@@ -213,19 +215,17 @@ class _Graphs:
                 [names.present_key_self(i), names.present_value_self(i)],
             )  # [B,1,D]
             x = g.op("Add", [x, g.op("Mul", [past, g.const(np.float32(_NOISE))])])
+            query = g.op("GatherND", [g.add_noise(asked, g.norm(x, a.width), a.width), "slot_rows"])  # [N,Q,D]
             found = g.attention(
                 a.heads,
                 [
-                    g.add_noise(asked, g.norm(x, a.width), a.width),
-                    names.cross_key_last(i),
-                    names.cross_value_last(i),
-                    names.cross_key(i),
-                    names.cross_value(i),
-                    before_last,
-                    cross_length,
+                    *(query, query, query, names.cross_key(i), names.cross_value(i), "last_positions", "num_positions"),
+                    *("", "", "", "source_bias", "", "", "", "", "", "queries_per_lane"),
                 ],
                 [names.present_cross_key(i), names.present_cross_value(i)],
-            )  # [B,1,D]
+                weights="attention" if i == a.decoder_layers - 1 else None,
+            )  # [N,Q,D]
+            found = g.op("GatherND", [found, "row_slots"])  # [B,1,D]
             x = g.op("Add", [x, found])
             inner = g.op("Relu", [g.linear(g.norm(x, a.width), a.width, a.feed_forward)])  # [B,1,F]
             x = g.op("Add", [x, g.op("Mul", [g.linear(inner, a.feed_forward, a.width), g.const(np.float32(0.01))])])
@@ -265,17 +265,18 @@ class _GraphBuilder:
         self._nodes.append(helper.make_node(operator, inputs, [output], **attributes))
         return output
 
-    def attention(self, heads: int, inputs: list[str], presents: list[str]) -> str:
-        """Adds attention over a row's past and returns its output."""
+    def attention(self, heads: int, inputs: list[str], presents: list[str], weights: str | None = None) -> str:
+        """Adds attention over a past and returns its output; `weights` names its weights where they are wanted."""
         output = next(self._names)
         self._nodes.append(
             helper.make_node(
                 "GroupQueryAttention",
                 inputs,
-                [output, *presents],
+                [output, *presents, *([weights] if weights else [])],
                 domain="com.microsoft",
                 num_heads=heads,
                 kv_num_heads=heads,
+                qk_output=2 if weights else 0,
             )
         )
         return output
