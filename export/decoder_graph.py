@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -185,7 +186,7 @@ def cross_attention(
     num_lanes, num_slots, _ = lanes.slot_rows.shape
     width = query.shape[2]
     queries = gather_nd(query, lanes.slot_rows, (num_lanes, num_slots, width))  # [B,1,D] -> [N,Q,D]
-    attributes = {"num_heads": heads, "kv_num_heads": heads}
+    attributes: dict[str, Any] = {"num_heads": heads, "kv_num_heads": heads}
     shapes: list[Sequence[int | torch.SymInt]] = [queries.shape, source[0].shape, source[1].shape]
     if with_weights:
         attributes["qk_output"] = AFTER_SOFTMAX

@@ -92,8 +92,8 @@ def load_bundle(directory: str | Path) -> Bundle:
 
     Raises:
         BundleError: listing every problem: a file missing, altered or not named in the manifest; a path that leaves
-            the directory; a symbolic link; a format version that this build does not read; a manifest that is not what it must be; a tokenizer
-            that does not load or does not fit the model.
+            the directory; a symbolic link; a format version that this build does not read; a manifest that is not what
+            it must be; a tokenizer that does not load or does not fit the model.
     """
     directory = Path(directory)
     if not directory.is_dir():

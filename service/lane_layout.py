@@ -91,7 +91,7 @@ class LaneLayout:
     def inputs(self) -> Iterator[tuple[str, npt.NDArray[Any]]]:
         """The six inputs by name: views of the buffers."""
         rows, lanes, slots, positions = self.num_rows, self.num_lanes, self.num_slots, self.num_positions
-        views = (
+        views: tuple[npt.NDArray[Any], ...] = (
             self._slot_rows[: lanes * slots * 2].reshape(lanes, slots, 2),
             self._row_slots[:rows],
             self._queries[:lanes],
