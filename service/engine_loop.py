@@ -79,6 +79,7 @@ class EngineLoop:
         self._state = LoopState.NEW
         self._submitted: list[Sequence] = []
         self._num_submitted_tokens = 0
+        self._num_submitted_rows = 0
         self._cancelled: list[Sequence] = []
         self._is_asleep = True  # nothing to do, and everything that ended was delivered
         self._heartbeat = clock()
@@ -100,6 +101,12 @@ class EngineLoop:
     def num_used_rows(self) -> int:
         """Rows in use, as of about now."""
         return self._engine.scheduler.num_used_rows
+
+    @property
+    def num_rows_wanted(self) -> int:
+        """Rows that are in use or waited for, as of about now: how much there is to do."""
+        scheduler = self._engine.scheduler
+        return scheduler.num_used_rows + scheduler.num_waiting_rows + self._num_submitted_rows
 
     @property
     def num_waiting(self) -> int:
@@ -184,6 +191,7 @@ class EngineLoop:
             for sequence in sequences:
                 sequence.submitted_at = now
                 self._num_submitted_tokens += len(sequence.source_ids)
+                self._num_submitted_rows += sequence.options.num_rows
             self._submitted.extend(sequences)
             self._changed.notify_all()
 
@@ -269,6 +277,7 @@ class EngineLoop:
             scheduler.add(self._submitted, self._clock())
             self._submitted = []
             self._num_submitted_tokens = 0
+            self._num_submitted_rows = 0
         if self._cancelled:
             scheduler.cancel(self._cancelled)
             self._cancelled = []

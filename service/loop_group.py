@@ -95,12 +95,15 @@ class LoopGroup:
                 loop.submit(share)
 
     def _share(self, sequences: Collection[Sequence]) -> list[tuple[EngineLoop, list[Sequence]]]:
-        """Which loop takes which sequences, in their order; loops that take none are left out, unless all do."""
-        loads = [loop.num_waiting + loop.num_running for loop in self._loops]
+        """Which loop takes which sequences, in their order; loops that take none are left out, unless all do.
+
+        A sequence weighs what it costs a step: its rows.
+        """
+        loads = [loop.num_rows_wanted for loop in self._loops]
         shares: list[list[Sequence]] = [[] for _ in self._loops]
         for sequence in sequences:
             least = loads.index(min(loads))
-            loads[least] += 1
+            loads[least] += sequence.options.num_rows
             shares[least].append(sequence)
         return [(loop, share) for loop, share in zip(self._loops, shares, strict=True) if share] or [
             (self._loops[0], [])

@@ -125,6 +125,7 @@ class Scheduler:
         self._padded_length = padded_length
         self._waiting: OrderedDict[Sequence, None] = OrderedDict()
         self._num_waiting_tokens = 0
+        self._num_waiting_rows = 0
         self._running: OrderedDict[Sequence, None] = OrderedDict()
         self._num_used_rows = 0
         self._num_arrived = 0
@@ -156,6 +157,11 @@ class Scheduler:
     def num_waiting_tokens(self) -> int:
         """Source tokens waiting for a row."""
         return self._num_waiting_tokens
+
+    @property
+    def num_waiting_rows(self) -> int:
+        """Rows that waiting sequences will own."""
+        return self._num_waiting_rows
 
     @property
     def is_idle(self) -> bool:
@@ -235,6 +241,7 @@ class Scheduler:
                 sequence.submitted_at = now
             self._waiting[sequence] = None
             self._num_waiting_tokens += len(sequence.source_ids)
+            self._num_waiting_rows += sequence.options.num_rows
             if sequence.deadline is not None and sequence.deadline < self._earliest_deadline:
                 self._earliest_deadline = sequence.deadline
             if sequence.is_cancelled:
@@ -336,6 +343,7 @@ class Scheduler:
         self._num_used_rows = 0
         self._waiting.clear()
         self._num_waiting_tokens = 0
+        self._num_waiting_rows = 0
         self._has_cancelled = False
         self._earliest_deadline = math.inf
         return everybody
@@ -345,3 +353,4 @@ class Scheduler:
             raise RuntimeError(f"Sequence {sequence.arrival} must wait to leave the queue, but does not.")
         del self._waiting[sequence]
         self._num_waiting_tokens -= len(sequence.source_ids)
+        self._num_waiting_rows -= sequence.options.num_rows

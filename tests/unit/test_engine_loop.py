@@ -11,7 +11,8 @@ import pytest
 
 from service.engine import Engine, StepReport
 from service.engine_loop import DrainingError, EngineLoop, LoopState
-from service.request import FinishReason, InvalidSequenceError, Sequence
+from service.options import DecodingOptions
+from service.request import Delivery, FinishReason, InvalidSequenceError, Sequence
 from service.scheduler import QueueFullError
 from service.tokenizer import EOS_ID
 from tests.synthetic.fake_runner import FakeRunner, expected
@@ -56,15 +57,15 @@ class Mailbox:
     """Collects what is delivered, a list a step, and how often each callback was called."""
 
     def __init__(self) -> None:
-        self.deliveries: list[list[Sequence]] = []
+        self.deliveries: list[list[Delivery]] = []
         self.calls: dict[Sequence, int] = {}
         self._arrived = threading.Condition()
 
-    def deliver(self, sequences: list[Sequence]) -> None:
+    def deliver(self, deliveries: list[Delivery]) -> None:
         with self._arrived:
-            self.deliveries.append(sequences)
-            for sequence in sequences:
-                sequence.on_finished(sequence)
+            self.deliveries.append(deliveries)
+            for delivery in deliveries:
+                delivery.make()
             self._arrived.notify_all()
 
     def called(self, sequence: Sequence) -> None:
@@ -86,7 +87,7 @@ class House:
         self.mailbox = Mailbox()
         self.reports: list[StepReport] = []
         self.now = 100.0
-        self.engine = Engine.greedy(self.runner, max_waiting_sequences=max_waiting_sequences, clock=lambda: self.now)
+        self.engine = Engine.over(self.runner, max_waiting_sequences=max_waiting_sequences, clock=lambda: self.now)
         self.loop = EngineLoop(
             self.engine, deliver=self.mailbox.deliver, observe=self.reports.append, clock=lambda: self.now
         )
@@ -139,7 +140,45 @@ def test_the_finished_of_a_step_are_delivered_together(gated: House) -> None:
     gated.loop.submit(pair)
     gated.gate.open()
     gated.mailbox.wait_for(*pair)
-    assert gated.mailbox.deliveries == [pair]
+    assert gated.mailbox.deliveries == [[Delivery(pair[0], None), Delivery(pair[1], None)]]
+
+
+@pytest.mark.parametrize("beam_size", [1, 2])
+def test_what_is_certain_is_told_before_the_end_in_order(house: House, beam_size: int) -> None:
+    events: dict[Sequence, list[list[int] | None]] = {}
+
+    def told(sequence: Sequence, ids: list[int]) -> None:
+        assert not sequence.is_finished
+        events.setdefault(sequence, []).append(ids)
+
+    def ended(sequence: Sequence) -> None:
+        events.setdefault(sequence, []).append(None)
+        house.mailbox.called(sequence)
+
+    pair = [
+        Sequence(
+            source_ids=(*range(10 * i, 10 * i + 8), EOS_ID),
+            options=DecodingOptions(beam_size=beam_size),
+            on_finished=ended,
+            on_progress=told,
+        )
+        for i in (1, 2)
+    ]
+    silent = house.make(5, 6)
+    house.loop.submit([*pair, silent])
+    house.mailbox.wait_for(*pair, silent)
+    for sequence in pair:
+        *pieces, last = events[sequence]
+        assert last is None
+        assert all(pieces)
+        flat = [token_id for piece in pieces for token_id in piece or []]
+        assert len(pieces) >= 1
+        assert flat == sequence.text_ids[: len(flat)]
+    for deliveries in house.mailbox.deliveries:  # of one step, what became certain comes before what ended
+        kinds = [delivery.certain_ids is None for delivery in deliveries]
+        assert kinds == sorted(kinds)
+    told_of = [d.sequence for step in house.mailbox.deliveries for d in step if d.certain_ids is not None]
+    assert silent not in told_of
 
 
 def test_cancel_leaves_by_the_next_step(gated: House) -> None:
@@ -338,11 +377,16 @@ def test_bystanders_that_raise_do_not_stop_the_loop(caplog: pytest.LogCaptureFix
     def observe(_report: StepReport) -> None:
         raise RuntimeError("observer")
 
-    loop = EngineLoop(Engine.greedy(runner), observe=observe)  # with the loop's own delivery
+    loop = EngineLoop(Engine.over(runner), observe=observe)  # with the loop's own delivery
     loop.start()
+
+    def raise_at_once(_sequence: Sequence, _ids: list[int]) -> None:
+        raise RuntimeError("progress")
+
     with caplog.at_level(logging.ERROR):
         loop.submit(
             [
+                Sequence(source_ids=(5, 6, 7, EOS_ID), on_progress=raise_at_once),
                 Sequence(source_ids=(5, EOS_ID), on_finished=raise_it),
                 Sequence(source_ids=(6, EOS_ID), on_finished=lambda _sequence: ended.set()),
             ]
@@ -355,10 +399,10 @@ def test_bystanders_that_raise_do_not_stop_the_loop(caplog: pytest.LogCaptureFix
 
 
 def test_a_delivery_that_raises_does_not_stop_the_loop(caplog: pytest.LogCaptureFixture) -> None:
-    def deliver(_sequences: list[Sequence]) -> None:
+    def deliver(_deliveries: list[Delivery]) -> None:
         raise RuntimeError("nobody there")
 
-    loop = EngineLoop(Engine.greedy(FakeRunner()), deliver=deliver)
+    loop = EngineLoop(Engine.over(FakeRunner()), deliver=deliver)
     loop.start()
     first, second = Sequence(source_ids=(5, EOS_ID)), Sequence(source_ids=(6, EOS_ID))
     loop.submit([first])

@@ -11,6 +11,7 @@ from service.engine import Engine
 from service.engine_loop import DrainingError, EngineLoop, LoopState
 from service.loop_group import LoopGroup
 from service.models import MAX_DEFAULT_WORKERS, choose_workers
+from service.options import DecodingOptions
 from service.request import FinishReason, InvalidSequenceError, Sequence
 from service.scheduler import QueueFullError
 from service.tokenizer import EOS_ID
@@ -28,7 +29,7 @@ class Street:
         self.loops = []
         for runner, gate in zip(self.runners, self.gates, strict=True):
             runner.before_step = gate
-            engine = Engine.greedy(runner, max_waiting_sequences=4, max_waiting_tokens=40)
+            engine = Engine.over(runner, max_waiting_sequences=4, max_waiting_tokens=40)
             self.loops.append(EngineLoop(engine, deliver=self.mailbox.deliver))
         self.group = LoopGroup(self.loops)
 
@@ -68,6 +69,44 @@ def test_a_call_is_shared_by_the_loops_and_comes_back_whole(street: Street) -> N
         assert (sequence.target_ids, sequence.token_log_probabilities) == expected(sequence.source_ids, 40)
         assert street.mailbox.calls[sequence] == 1
     assert [len(runner.encoded) for runner in street.runners] == [3, 3]
+
+
+def test_a_sequence_weighs_as_many_rows_as_it_owns() -> None:
+    mailbox = Mailbox()
+    runners = [FakeRunner(max_rows=8), FakeRunner(max_rows=8)]
+    loops = [EngineLoop(Engine.over(runner), deliver=mailbox.deliver) for runner in runners]
+    group = LoopGroup(loops)
+
+    def make(first: int, num_rows: int) -> Sequence:
+        options = DecodingOptions(beam_size=num_rows)
+        return Sequence(source_ids=(first, EOS_ID), options=options, on_finished=mailbox.called)
+
+    wide, narrow, last = make(5, 4), [make(6 + i, 1) for i in range(6)], make(20, 2)
+    group.submit([wide, *narrow])  # 4 rows are as much to do as four sentences of one
+    assert [loop.num_rows_wanted for loop in loops] == [5, 5]
+    assert [loop.num_waiting for loop in loops] == [2, 5]
+    group.submit([last])
+    assert [loop.num_rows_wanted for loop in loops] == [7, 5]
+    group.start()
+    mailbox.wait_for(wide, *narrow, last)
+    assert group.stop(SECONDS)
+    assert [loop.num_rows_wanted for loop in loops] == [0, 0]
+    assert group.num_used_rows == 0
+    assert {source[0] for source in runners[0].encoded} == {5, 10, 20}
+    assert {source[0] for source in runners[1].encoded} == {6, 7, 8, 9, 11}
+
+
+def test_running_and_waiting_rows_weigh_alike(street: Street) -> None:
+    first = street.fill()
+    assert [loop.num_rows_wanted for loop in street.loops] == [1, 1]
+    assert street.group.num_used_rows == 2
+    street.group.submit([street.make(9)])
+    assert [loop.num_rows_wanted for loop in street.loops] == [2, 1]
+    street.group.submit([street.make(10), street.make(11)])
+    assert [loop.num_rows_wanted for loop in street.loops] == [3, 2]
+    assert [loop.num_waiting for loop in street.loops] == [2, 1]
+    street.open()
+    street.mailbox.wait_for(*first)
 
 
 def test_the_loop_with_least_to_do_takes_the_next(street: Street) -> None:

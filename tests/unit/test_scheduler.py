@@ -1,4 +1,4 @@
-"""Who waits, who runs, in which row: decided without a runner."""
+"""Who waits, who runs, who comes and goes: decided without a runner."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ import dataclasses
 
 import pytest
 
-from service.request import DecodingOptions, FinishReason, InvalidSequenceError, Sequence
+from service.options import DecodingOptions, Sampling
+from service.request import FinishReason, InvalidSequenceError, Sequence
 from service.scheduler import QueueFullError, Scheduler, SchedulerLimits
 
 LIMITS = SchedulerLimits(max_rows=3, max_source_tokens=16, source_vocabulary_size=100)
 
 
-def make(length: int = 2, *, deadline: float | None = None) -> Sequence:
-    return Sequence(source_ids=(7,) * (length - 1) + (3,), deadline=deadline)
+def make(length: int = 2, *, deadline: float | None = None, num_rows: int = 1) -> Sequence:
+    return Sequence(
+        source_ids=(7,) * (length - 1) + (3,), deadline=deadline, options=DecodingOptions(beam_size=num_rows)
+    )
 
 
 def scheduler_with(*sequences: Sequence, **changes: int) -> Scheduler:
@@ -34,32 +37,44 @@ def test_first_in_first_out_into_free_rows() -> None:
     sequences = [make() for _ in range(5)]
     scheduler = scheduler_with(*sequences)
     assert admit(scheduler) == sequences[:3]
-    assert [sequence.row for sequence in sequences] == [0, 1, 2, None, None]
+    assert scheduler.running == sequences[:3]
     assert admit(scheduler) == []
     scheduler.leave([sequences[1]])
+    assert scheduler.running == [sequences[0], sequences[2]]
     assert admit(scheduler) == [sequences[3]]
+    assert scheduler.running == [sequences[0], sequences[2], sequences[3]]
 
 
-def test_rows_are_closed_up_by_the_last_rows() -> None:
-    sequences = [make() for _ in range(5)]
-    scheduler = scheduler_with(*sequences, max_rows=5)
-    admit(scheduler)
-    moves = scheduler.leave([sequences[0], sequences[3]])
-    assert [(move.source_row, move.target_row) for move in moves] == [(4, 0)]  # none moves twice
-    # Carried out in order, the moves bring every sequence's content to the row it names.
-    content = dict(enumerate(sequences))
-    for move in moves:
-        content[move.target_row] = content[move.source_row]
-    assert [content[row] for row in range(3)] == scheduler.running
-    assert [sequence.row for sequence in scheduler.running] == [0, 1, 2]
+def test_rows_are_counted_by_what_sequences_own() -> None:
+    wide, narrow, sampled = make(num_rows=3), make(), make()
+    sampled.options = DecodingOptions(num_hypotheses=4, sampling=Sampling())
+    scheduler = scheduler_with(wide, narrow, sampled, max_rows=8)
+    assert (scheduler.num_waiting, scheduler.num_waiting_rows, scheduler.num_used_rows) == (3, 8, 0)
+    assert admit(scheduler) == [wide, narrow, sampled]
+    assert (scheduler.num_waiting_rows, scheduler.num_running, scheduler.num_used_rows) == (0, 3, 8)
+    scheduler.leave([wide])
+    assert scheduler.num_used_rows == 5
+    scheduler.add([make(num_rows=2), make(num_rows=4)], 0.0)
+    assert scheduler.num_waiting_rows == 6
+    scheduler.discard(scheduler.plan(0.0).admit)
+    assert scheduler.num_waiting_rows == 4
+    scheduler.cancel(scheduler.live())
+    scheduler.drop(scheduler.plan(0.0), 0.0)
+    assert (scheduler.num_waiting_rows, scheduler.num_used_rows) == (0, 0)
+    scheduler.add([make(num_rows=2)], 0.0)
+    scheduler.clear()
+    assert scheduler.num_waiting_rows == 0
 
 
-def test_a_gap_at_the_end_moves_nothing() -> None:
-    sequences = [make() for _ in range(3)]
-    scheduler = scheduler_with(*sequences)
-    admit(scheduler)
-    assert scheduler.leave(sequences[1:]) == []
-    assert scheduler.running == sequences[:1]
+def test_who_wants_many_rows_is_not_overtaken() -> None:
+    narrow, wide, others = make(), make(num_rows=3), [make(), make()]
+    scheduler = scheduler_with(narrow, wide, *others)
+    assert admit(scheduler) == [narrow]  # two rows are free, but `wide` wants three, and nobody passes
+    assert admit(scheduler) == []
+    scheduler.leave([narrow])
+    assert admit(scheduler) == [wide]
+    scheduler.leave([wide])
+    assert admit(scheduler) == others
 
 
 def test_what_does_not_fit_the_budget_ends_admission_and_is_next() -> None:
@@ -113,7 +128,6 @@ def test_cancelled_and_expired_leave_at_the_next_plan(is_running: bool) -> None:
     assert (cancelled.finish_reason, expired.finish_reason) == (FinishReason.CANCELLED, FinishReason.EXPIRED)
     assert scheduler.live() == [other]
     assert not other.is_finished
-    assert cancelled.row is expired.row is None
     assert scheduler.plan(8.9).drop == []
     scheduler.drop(scheduler.plan(9.0), 9.0)
     assert other.finish_reason is FinishReason.EXPIRED
@@ -148,7 +162,14 @@ def test_rows_of_those_who_leave_are_given_away_in_the_same_plan() -> None:
     admit(scheduler)
     scheduler.cancel(sequences[:1])
     assert admit(scheduler) == [sequences[3]]
-    assert sorted(sequence.row for sequence in scheduler.running if sequence.row is not None) == [0, 1, 2]
+    assert scheduler.running == sequences[1:]
+    wide = make(num_rows=2)
+    scheduler.add([wide, make()], 0.0)
+    scheduler.cancel(sequences[1:2])
+    assert admit(scheduler) == []  # one row is free now, `wide` wants two
+    scheduler.cancel([wide, sequences[2]])
+    assert len(admit(scheduler)) == 1  # rows that a sequence which only waited wanted were never taken
+    assert scheduler.num_used_rows == 2
 
 
 def test_queue_limits_refuse_all_or_nothing() -> None:
@@ -175,19 +196,23 @@ def test_running_sequences_do_not_count_as_waiting() -> None:
 
 def test_unsound_sequences_are_refused_with_every_problem() -> None:
     known = make()
-    scheduler = scheduler_with(known)
+    scheduler = scheduler_with(known, target_vocabulary_size=50)
     bad = [
         Sequence(source_ids=()),
         make(17),
         Sequence(source_ids=(100, 3)),
         Sequence(source_ids=(-1, 3)),
         Sequence(source_ids=(3,), options=DecodingOptions(max_target_tokens=0)),
+        Sequence(source_ids=(3,), options=DecodingOptions(beam_size=4)),
+        Sequence(source_ids=(3,), options=DecodingOptions(suppressed_tokens=(50,))),
         known,
     ]
     with pytest.raises(InvalidSequenceError) as refused:
         scheduler.check_sound(bad)
     for index in range(len(bad)):
         assert f"Sequence {index} of this call:" in str(refused.value)
+    for index, what in ((5, "`beam_size` must be at least 1 and at most 3"), (6, "between 0 and 49")):
+        assert what in str(refused.value).split(f"Sequence {index} of")[1].split("Sequence")[0]
     twice = make()
     with pytest.raises(InvalidSequenceError, match="more than once"):
         scheduler.check_sound([twice, twice])
@@ -202,13 +227,13 @@ def test_unsound_limits_are_refused_with_every_problem() -> None:
 def test_bugs_of_the_caller_are_not_passed_over() -> None:
     one, other = make(), make()
     scheduler = scheduler_with(one, max_rows=1)
-    with pytest.raises(RuntimeError, match="must own the row"):
+    with pytest.raises(RuntimeError, match="must run to leave"):
         scheduler.leave([one])
     scheduler.start([one], 0.0)
     with pytest.raises(RuntimeError, match="must wait"):
         scheduler.discard([one])
     scheduler.add([other], 0.0)
-    with pytest.raises(RuntimeError, match="At most 1 sequences may run"):
+    with pytest.raises(RuntimeError, match="At most 1 rows may be in use"):
         scheduler.start([other], 0.0)
     one.finish(FinishReason.STOP, 1.0)
     with pytest.raises(RuntimeError, match="must end once"):
