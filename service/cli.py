@@ -1,4 +1,4 @@
-"""The command line: `python -m service serve|translate|models|check`."""
+"""The command line: `python -m service serve|translate|score|models|check`."""
 
 import argparse
 import os
@@ -6,13 +6,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from service.client import DEFAULT_ADDRESS, Client, InvalidRequestError, Translation, TranslationError
+from service.cli_decoding import add_decoding_flags, add_ranking_flags, options_of
+from service.cli_output import print_alignments, print_cost, print_details, print_hypotheses, print_score
+from service.client import DEFAULT_ADDRESS, Client, DecodingOptions, InvalidRequestError, Translation, TranslationError
 from service.config import Config, ConfigError, add_flags, load_config
 
 _EXAMPLES = """examples:
   python -m service serve --models models
   python -m service translate "The function returns a null pointer." -v
-  python -m service translate < page.txt
+  python -m service translate "Save the file." --beam-size 4 --n-best 3
+  python -m service translate --stream < page.txt
+  python -m service score "Save the file." "保存文件。"
   python -m service models --address 127.0.0.1:50051
   python -m service check models/en-zh
 """
@@ -62,14 +66,31 @@ def _parser() -> argparse.ArgumentParser:
     )
     translate.add_argument("text", nargs="?", metavar="TEXT", help="what to translate; left out: stdin")
     translate.add_argument("-v", "--verbose", action="store_true", help="also the segments, scores, flags and timings")
-    translate.add_argument("--source", default="", metavar="LANGUAGE", help="language of TEXT (default: the model's)")
-    translate.add_argument("--target", default="", metavar="LANGUAGE", help="language wanted (default: the model's)")
-    translate.add_argument("--model", default="", metavar="NAME", help="which model (default: the pair's)")
+    translate.add_argument("--stream", action="store_true", help="print text as it becomes certain")
+    translate.add_argument("--alignment", action="store_true", help="also which source word each word comes from")
     translate.add_argument(
-        "--max-target-tokens", type=int, default=0, metavar="INT", help="of one segment (default: the server's choice)"
+        "--alignment-plot", metavar="FILE", help="draw the attention, source by target (.png, .svg, .pdf)"
     )
+    _add_model_flags(translate)
+    add_decoding_flags(translate)
     _add_client_flags(translate)
     translate.set_defaults(run=_translate)
+
+    score = commands.add_parser(
+        "score",
+        help="score a translation through a server",
+        description="Prints the score of TRANSLATION as a translation of SOURCE (the sum of the natural-log "
+        "probabilities of its tokens) and the score normalized for its length. Without both: of each line of stdin, "
+        "source and translation parted by a tab.",
+    )
+    score.add_argument("source_text", nargs="?", metavar="SOURCE", help="a sentence")
+    score.add_argument("translation", nargs="?", metavar="TRANSLATION", help="its translation")
+    score.add_argument("-v", "--verbose", action="store_true", help="also the tokens with theirs, and timings")
+    score.add_argument("--alignment", action="store_true", help="also which source word each word comes from")
+    _add_model_flags(score)
+    add_ranking_flags(score)
+    _add_client_flags(score)
+    score.set_defaults(run=_score)
 
     models = commands.add_parser(
         "models", help="list what is served", description="Lists the models of a server, or of a DIRECTORY of bundles."
@@ -94,6 +115,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_model_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--source", default="", metavar="LANGUAGE", help="language of the text (default: the model's)")
+    parser.add_argument("--target", default="", metavar="LANGUAGE", help="language wanted (default: the model's)")
+    parser.add_argument("--model", default="", metavar="NAME", help="which model (default: the pair's)")
+
+
 def _add_client_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--address", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help=f"default {DEFAULT_ADDRESS}")
     parser.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="default 60")
@@ -111,38 +138,87 @@ def _serve(parsed: argparse.Namespace) -> int:
 
 def _translate(parsed: argparse.Namespace) -> int:
     text = sys.stdin.read() if parsed.text is None else parsed.text
+    options = options_of(parsed, with_alignment=parsed.alignment or parsed.alignment_plot is not None)
     with Client(parsed.address, timeout_seconds=parsed.timeout) as client:
-        (translation,) = client.translate(
-            [text],
-            source=parsed.source,
-            target=parsed.target,
-            model=parsed.model,
-            max_target_tokens=parsed.max_target_tokens,
-        )
-    sys.stdout.write(translation.text if translation.text.endswith("\n") else translation.text + "\n")
+        translation = (_print_stream if parsed.stream else _print_translation)(client, text, parsed, options)
+    if any(segment.hypotheses for segment in translation.segments):
+        print_hypotheses(translation.segments)
+    if parsed.alignment:
+        print_alignments(translation.segments)
     if parsed.verbose:
-        _print_details(translation)
+        print_details(translation)
+    return _plot(translation, parsed.alignment_plot) if parsed.alignment_plot is not None else 0
+
+
+def _print_translation(client: Client, text: str, parsed: argparse.Namespace, options: DecodingOptions) -> Translation:
+    (translation,) = client.translate(
+        [text], source=parsed.source, target=parsed.target, model=parsed.model, options=options
+    )
+    sys.stdout.write(translation.text if translation.text.endswith("\n") else translation.text + "\n")
+    return translation
+
+
+def _print_stream(client: Client, text: str, parsed: argparse.Namespace, options: DecodingOptions) -> Translation:
+    last = ""
+    with client.stream(
+        [text], source=parsed.source, target=parsed.target, model=parsed.model, options=options
+    ) as stream:
+        try:
+            for piece in stream:
+                last = piece.text or last
+                sys.stdout.write(piece.text)
+                sys.stdout.flush()
+        finally:
+            if not last.endswith("\n"):
+                sys.stdout.write("\n")
+    return stream.translations[0]
+
+
+def _plot(translation: Translation, path: str) -> int:
+    from service.alignment_plot import MAX_PANELS, PlotError, draw_alignments
+
+    try:
+        missing = draw_alignments(translation.segments, path)
+    except PlotError as error:
+        print(error, file=sys.stderr)
+        return 1
+    num_segments = sum(segment.alignment is not None for segment in translation.segments)
+    if num_segments > MAX_PANELS:
+        print(f"Drawn are the first {MAX_PANELS} of {num_segments} segments.", file=sys.stderr)
+    if missing and not path.endswith(".svg"):
+        characters = "".join(sorted(missing))
+        print(f"No font here has {characters}: boxes stand for them. An .svg shows them anywhere.", file=sys.stderr)
     return 0
 
 
-def _print_details(translation: Translation) -> None:
-    """Segments, scores and timings."""
-    for number, segment in enumerate(translation.segments, start=1):
-        flags = f"  {' '.join(segment.flags)}" if segment.flags else ""
-        print(
-            f"\n[{number}] {segment.finish_reason}{flags}  score {segment.score:.4f}, "
-            f"{segment.num_source_tokens} source tokens, {segment.num_target_tokens} target tokens"
+def _score(parsed: argparse.Namespace) -> int:
+    if parsed.translation is not None:
+        pairs = [(parsed.source_text, parsed.translation)]
+    elif parsed.source_text is not None:
+        print("SOURCE must come with a TRANSLATION, or both by stdin.", file=sys.stderr)
+        return 2
+    else:
+        lines = [line for line in sys.stdin.read().splitlines() if line]
+        wrong = [number for number, line in enumerate(lines, start=1) if line.count("\t") != 1]
+        if wrong:
+            print(f"Each line must have one tab, but line {wrong[0]} has not.", file=sys.stderr)
+            return 2
+        pairs = [(source, target) for source, _, target in (line.partition("\t") for line in lines)]
+    with Client(parsed.address, timeout_seconds=parsed.timeout) as client:
+        scores = client.score(
+            [source for source, _ in pairs],
+            [target for _, target in pairs],
+            source=parsed.source,
+            target=parsed.target,
+            model=parsed.model,
+            options=options_of(parsed, with_alignment=parsed.alignment),
         )
-        print(f"    {segment.source_text.strip()!r}\n    {segment.translated_text.strip()!r}")
-        if segment.token_log_probabilities:
-            print("    " + " ".join(f"{value:.3f}" for value in segment.token_log_probabilities))
-    m = translation.metadata
-    print(f"\nmodel {translation.model} {m.model_digest[:12]}, request {m.request_id}")
-    print(
-        f"{m.total_seconds * 1e3:.1f} ms: tokenize {m.tokenize_seconds * 1e3:.1f}, queue {m.queue_seconds * 1e3:.1f}, "
-        f"encode {m.encode_seconds * 1e3:.1f}, decode {m.decode_seconds * 1e3:.1f}; "
-        f"{m.num_steps} steps, at most {m.max_rows_shared} rows in one"
-    )
+    for score in scores:
+        print_score(score, is_verbose=parsed.verbose)
+    if parsed.verbose and scores:
+        print(f"\nmodel {scores[0].model} {scores[0].metadata.model_digest[:12]}")
+        print_cost(scores[0].metadata)
+    return 0
 
 
 def _print_error(error: TranslationError) -> None:
