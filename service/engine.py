@@ -108,6 +108,9 @@ class Engine:
         self._store = RowStore(max_rows=limits.max_rows, max_target_tokens=runner.max_target_tokens, bos_id=bos_id)
         self._search = Search(self._store, eos_id=eos_id)
         self._lanes: dict[Sequence, Lane] = {}
+        self._others: dict[Lane, None] = {}  # those of them that want more than the best token
+        self._talkative: dict[Lane, None] = {}  # those whose owners want to be told of progress
+        self._fresh: list[Lane] = []  # those that have not decoded yet
         self._finished: list[Sequence] = []
         self._progress: list[tuple[Sequence, list[int]]] = []
         self._num_steps = 0
@@ -203,6 +206,7 @@ class Engine:
             if isinstance(outputs, Exception):
                 decode_error = outputs
                 num_target_tokens = 0
+                self._fresh = []
                 self._fail(self.scheduler.running, outputs)
             else:
                 decode_error = self._commit(outputs, decoded_at) or decode_error
@@ -256,7 +260,8 @@ class Engine:
         ended = dict.fromkeys([*self._finished, *self.scheduler.clear()])
         self._finished = []
         self._progress = []
-        self._lanes.clear()
+        for accounts in (self._lanes, self._others, self._talkative, self._fresh):
+            accounts.clear()
         self._store.clear()
         now = self._clock()
         for sequence in ended:
@@ -274,6 +279,10 @@ class Engine:
             self._store.enter(lane, sequence.options.num_rows, lane.limit)
             lane.start(lane.rows)
             self._lanes[sequence] = lane
+            self._file(lane)
+            if sequence.on_progress is not None:
+                self._talkative[lane] = None
+            self._fresh.append(lane)
         try:
             batch = self.runner.encode([sequence.source_ids for sequence in sequences])
             for sequence, encoded in zip(sequences, batch.sources, strict=True):
@@ -281,6 +290,7 @@ class Engine:
         except Exception as error:
             for sequence in sequences:
                 self._vacate(sequence)
+            self._fresh = []
             return error
         return batch
 
@@ -311,17 +321,11 @@ class Engine:
             return error
         return None
 
-    def _note_progress(self, lanes: Iterable[Lane]) -> None:
-        for lane in lanes:
-            certain = [] if lane.sequence.is_finished else self._search.newly_certain(lane)
-            if certain:
-                self._progress.append((lane.sequence, certain))
-
     def _decode(self) -> StepOutputs | Exception:
         """One decoding step; the caches gain a position that the next step overwrites if this one is not committed."""
         num_candidates = 1
         with_attention = False
-        for lane in self._lanes.values():
+        for lane in self._others:
             num_candidates = max(num_candidates, lane.num_candidates)
             with_attention |= lane.keeps_attention
         inputs = self._store.inputs(
@@ -341,64 +345,29 @@ class Engine:
             What copying failed with, if it did.
         """
         self._store.note_step()
-        greedy: list[Lane] = []
-        beams: defaultdict[int, list[Lane]] = defaultdict(list)
-        others: list[Lane] = []
-        talkative: list[Lane] = []
-        for lane in self._lanes.values():
-            if lane.is_plain_greedy:
-                greedy.append(lane)
-            elif lane.is_plain_beam and len(lane.open) == lane.options.beam_size:
-                beams[lane.options.beam_size].append(lane)
-            else:
-                others.append(lane)
-            if lane.first_step == self._num_steps - 1:
-                lane.sequence.first_token_at = now
-            if lane.sequence.on_progress is not None:
-                talkative.append(lane)
-        if greedy:
-            self._commit_greedy(greedy, outputs, now)
-        copies: list[RowCopy] = []
-        for size, lanes in beams.items():
-            if len(lanes) == 1:  # one is quicker without arrays
-                others += lanes
-                continue
-            special, advanced, made = advance_beams(self._store, lanes, size, outputs, self._eos_id)
-            copies += made
-            others += special
-            for lane in advanced:
-                if lane.ended and lane.is_decided(float(self._store.scores[lane.open].max())):
-                    self._conclude(lane, now)
-        copies += self._commit_others(others, outputs, now)
-        self._note_progress(talkative)
-        return self._copy_rows(copies)
+        for lane in self._fresh:
+            lane.sequence.first_token_at = now
+        self._fresh = []
+        others = list(self._others)  # before a greedy lane joins them because it is decoded again
+        if len(self._lanes) > len(others):
+            self._commit_greedy(outputs, now)
+        copies = self._commit_others(others, outputs, now) if others else []
+        for lane in list(self._talkative):
+            certain = self._search.newly_certain(lane)
+            if certain:
+                self._progress.append((lane.sequence, certain))
+        return self._copy_rows(copies) if copies else None
 
-    def _commit_others(self, lanes: list[Lane], outputs: StepOutputs, now: float) -> list[RowCopy]:
-        """The next tokens of lanes with whatever options, one by one; what they need copied."""
-        copies: list[RowCopy] = []
-        for lane in lanes:
-            try:
-                is_over, made = self._search.advance(lane, outputs)
-            except Exception as error:
-                self._fail([lane.sequence], error)
-                continue
-            copies += made
-            if is_over:
-                self._finish(lane, now)
-        return copies
-
-    def _commit_greedy(self, lanes: list[Lane], outputs: StepOutputs, now: float) -> None:
+    def _commit_greedy(self, outputs: StepOutputs, now: float) -> None:
         """The next token of every lane of plain greedy search."""
         store = self._store
-        if len(lanes) == store.num_rows:  # nobody else runs
-            owners = [lane for lane in store.row_tenants() if isinstance(lane, Lane)]
-            asks = advance_greedy(store, slice(0, store.num_rows), outputs, self._eos_id)
+        if self._others:
+            rows = np.array([lane.rows[0] for lane in self._lanes.values() if lane.is_plain_greedy])
         else:
-            owners = lanes
-            asks = advance_greedy(store, np.array([lane.rows[0] for lane in lanes]), outputs, self._eos_id)
-        for index in np.flatnonzero(asks).tolist():
-            lane = owners[index]
-            row = lane.rows[0]
+            rows = np.arange(store.num_rows)
+        for row in rows[advance_greedy(store, rows, outputs, self._eos_id)].tolist():
+            lane = store.row_tenant(row)
+            assert isinstance(lane, Lane)
             value = float(outputs.candidate_log_probabilities[row, 0])
             if not math.isfinite(value):
                 token_id = int(outputs.candidate_ids[row, 0])
@@ -416,11 +385,50 @@ class Engine:
                 self._conclude(lane, now)
             else:
                 self._search.check_growing_loop(lane)
+                self._file(lane)
+
+    def _commit_others(self, lanes: Iterable[Lane], outputs: StepOutputs, now: float) -> list[RowCopy]:
+        """The next tokens of all other lanes; what they need copied."""
+        copies: list[RowCopy] = []
+        singly: list[Lane] = []
+        beams: defaultdict[int, list[Lane]] = defaultdict(list)
+        for lane in lanes:
+            if lane.is_plain_beam and len(lane.open) == lane.options.beam_size:
+                beams[lane.options.beam_size].append(lane)
+            else:
+                singly.append(lane)
+        for size, alike in beams.items():
+            if len(alike) == 1:  # one is quicker without arrays
+                singly += alike
+                continue
+            special, advanced, made = advance_beams(self._store, alike, size, outputs, self._eos_id)
+            copies += made
+            singly += special
+            for lane in advanced:
+                if lane.ended and lane.is_decided(float(self._store.scores[lane.open].max())):
+                    self._conclude(lane, now)
+        for lane in singly:
+            try:
+                is_over, made = self._search.advance(lane, outputs)
+            except Exception as error:
+                self._fail([lane.sequence], error)
+                continue
+            copies += made
+            if is_over:
+                self._finish(lane, now)
+        return copies
 
     def _conclude(self, lane: Lane, now: float) -> None:
         """The search of a lane is over: its sequence ends, unless it is decoded again."""
         if self._search.conclude(lane):
             self._finish(lane, now)
+        else:
+            self._file(lane)
+
+    def _file(self, lane: Lane) -> None:
+        """Keeps account of which lanes want more than the best token."""
+        if not lane.is_plain_greedy:
+            self._others[lane] = None
 
     def _finish(self, lane: Lane, now: float) -> None:
         sequence = lane.sequence
@@ -433,6 +441,8 @@ class Engine:
     def _vacate(self, sequence: Sequence) -> None:
         """Takes a sequence's lane back."""
         lane = self._lanes.pop(sequence)
+        self._others.pop(lane, None)
+        self._talkative.pop(lane, None)
         sequence.num_steps = self._num_steps - lane.first_step
         sequence.max_rows_shared = int(self._store.most_shared[lane.rows].max())
         self._store.leave(lane)

@@ -18,26 +18,25 @@ from service.search import LOOP_CHECK_INTERVAL, MIN_LOOP_CHECK_TOKENS
 
 
 def advance_greedy(
-    store: RowStore, rows: npt.NDArray[np.int64] | slice, outputs: StepOutputs, eos_id: int
+    store: RowStore, rows: npt.NDArray[np.int64], outputs: StepOutputs, eos_id: int
 ) -> npt.NDArray[np.bool_]:
     """Every row takes its best token.
 
     Args:
-        rows: [G] rows of greedy lanes, or a slice of them.
+        rows: [G] rows of greedy lanes.
 
     Returns:
         [G] which rows ask for a look: they have ended, may loop, or their numbers are broken. A row whose numbers are
         broken has not been advanced.
     """
-    numbers = np.arange(store.max_rows)[rows] if isinstance(rows, slice) else rows  # [G]
-    is_sound = np.isfinite(outputs.candidate_log_probabilities[numbers, 0])  # [G]
-    sound = numbers if is_sound.all() else numbers[is_sound]
+    is_sound = np.isfinite(outputs.candidate_log_probabilities[rows, 0])  # [G]
+    sound = rows if is_sound.all() else rows[is_sound]
     lengths = store.lengths[sound]
     store.tokens[sound, lengths] = store.last_ids[sound] = outputs.candidate_ids[sound, 0]
     store.log_probabilities[sound, lengths] = outputs.candidate_log_probabilities[sound, 0]
     store.lengths[sound] = lengths + 1
-    now = store.lengths[numbers]  # [G]
-    asks: npt.NDArray[np.bool_] = (store.last_ids[numbers] == eos_id) | (now >= store.limits[numbers]) | ~is_sound
+    now = store.lengths[rows]  # [G]
+    asks: npt.NDArray[np.bool_] = (store.last_ids[rows] == eos_id) | (now >= store.limits[rows]) | ~is_sound
     asks |= (now % LOOP_CHECK_INTERVAL == 0) & (now >= MIN_LOOP_CHECK_TOKENS)
     return asks
 

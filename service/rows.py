@@ -102,9 +102,9 @@ class RowStore:
         """The owner of each lane; None is a gap."""
         return list(self._lane_tenants)
 
-    def row_tenants(self) -> list[Tenant | None]:
-        """The owner of each row; None is a gap."""
-        return list(self._row_tenants)
+    def row_tenant(self, row: int) -> Tenant | None:
+        """The owner of a row; None is a gap."""
+        return self._row_tenants[row]
 
     def enter(self, tenant: Tenant, num_rows: int, limit: int) -> None:
         """Gives `tenant` a lane and rows, gaps first; each row is fresh.
