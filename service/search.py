@@ -222,7 +222,8 @@ class Search:
         loop = lane.loop_to_guard(target_ids)
         if loop is None:
             return False
-        lane.guard(target_ids[: loop.first_stop])
+        forced = () if lane.options.prefix_bias else lane.options.target_prefix
+        lane.guard(forced if len(forced) > loop.first_stop else target_ids[: loop.first_stop])
         for row in lane.rows:
             self._store.reset(row)
         lane.start(lane.rows)
