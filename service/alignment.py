@@ -116,7 +116,12 @@ def word_pairs(
 
 def _parts(before: str, after: str) -> bool:
     """Whether a word ends between two characters that no space parts."""
-    return _UNSPACED.match(before) is not None or _UNSPACED.match(after) is not None
+    return is_unspaced(before) or is_unspaced(after)
+
+
+def is_unspaced(character: str) -> bool:
+    """Whether a character belongs to a script that puts no spaces between words."""
+    return _UNSPACED.match(character) is not None
 
 
 def _without_outer_marks(group: Sequence[_Unit]) -> list[Word]:

@@ -95,6 +95,8 @@ def _fonts(characters: set[str]) -> tuple[list[str], set[str]]:
     for font in font_manager.fontManager.ttflist:
         if not missing:
             break
+        if "Last Resort" in font.name:  # has a box for every character
+            continue
         try:
             found = missing & _characters_of(FT2Font(font.fname))
         except (OSError, RuntimeError):  # a file that is no font after all

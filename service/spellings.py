@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from functools import cached_property
 
+from service.alignment import is_unspaced
 from service.tokenizer import EOS_ID, Tokenizer, normalize
 
 MAX_SPELLINGS = 8
@@ -51,11 +52,12 @@ class TargetVocabulary:
         return max(map(len, self._texts), default=1)
 
     def spellings(self, text: str) -> list[Ids]:
-        """How tokens can spell a text, at the start of a word and inside one, the fewest tokens first.
+        """How tokens can spell a text, the fewest tokens first: runs of whole tokens, at the start of a word and inside
+        one, and single tokens that hold more than the text, but the text as words of its own.
 
-        Of each place come the tokenizer's own way and others, `MAX_SPELLINGS` together; those that hold another of the
-        list are left out, as they cannot occur where that one does not. A character that the vocabulary lacks is
-        spelled by its bytes. None for a text that is white space only, or that no tokens spell.
+        Of the runs at each place come the tokenizer's own and others, `MAX_SPELLINGS` together; those that hold another
+        of the list are left out, as they cannot occur where that one does not. A character that the vocabulary lacks
+        is spelled by its bytes. None for a text that is white space only, or that no tokens spell.
         """
         normalized = normalize(text)
         if not normalized:
@@ -68,11 +70,29 @@ class TargetVocabulary:
             if own in ways or self._spelled(own) == place:
                 ways = [own, *(way for way in ways if way != own)]
             found.update(dict.fromkeys(ways[:MAX_SPELLINGS]))
+        found.update(dict.fromkeys((i,) for i in self._holders(marked)))
         kept: list[Ids] = []
         for way in sorted(found, key=len):
             if not any(_holds(way, other) for other in kept):
                 kept.append(way)
         return kept
+
+    def _holders(self, marked: str) -> list[int]:
+        """Pieces that hold a text as words of its own: no letter or digit of the same word stands beside it."""
+        holders = []
+        at = self._all_texts.find(marked)
+        while at >= 0:
+            stop = at + len(marked)
+            if _is_edge(self._all_texts[at - 1], marked[0]) and _is_edge(marked[-1], self._all_texts[stop]):
+                start = self._all_texts.rindex("\n", 0, at) + 1
+                holders.append(self._texts[self._all_texts[start : self._all_texts.index("\n", stop)]])
+            at = self._all_texts.find(marked, at + 1)
+        return list(dict.fromkeys(holders))
+
+    @cached_property
+    def _all_texts(self) -> str:
+        """All pieces, each between line breaks, which no piece has: to be searched at once."""
+        return "\n" + "".join(f"{piece}\n" for piece in self._texts if "\n" not in piece)
 
     def _spelled(self, ids: Ids) -> str:
         return "".join(self._tokenizer.target_pieces(ids))
@@ -98,6 +118,11 @@ class TargetVocabulary:
         if len(characters) == 1 and self._bytes:
             return tuple(self._bytes[value] for value in characters.replace(_LITERAL, _SPACE).encode())
         return ()
+
+
+def _is_edge(before: str, after: str) -> bool:
+    """Whether a word can end between two characters."""
+    return not (before.isalnum() and after.isalnum()) or is_unspaced(before) or is_unspaced(after)
 
 
 def _holds(way: Ids, other: Ids) -> bool:

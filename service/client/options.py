@@ -53,7 +53,7 @@ class DecodingOptions:
     suppressed_tokens: Sequence[str] = ()
     """Tokens that never occur, as `Segment.target_tokens` spells them."""
     suppressed_texts: Sequence[str] = ()
-    """Texts that never occur as whole tokens."""
+    """Texts that are kept out: as runs of whole tokens, and as words inside a longer one."""
     no_unknown: bool | None = None
     """Whether the unknown token never occurs."""
     sampling: Sampling | None = None
