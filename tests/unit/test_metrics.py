@@ -5,14 +5,18 @@ import itertools
 import math
 import sys
 import threading
+import types
 
 import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.engine import StepReport
+from service.engine import Engine, StepReport
+from service.engine_loop import EngineLoop
 from service.metrics import REQUEST_BUCKETS, STEP_BUCKETS, Metrics
-from service.request import FinishReason, Sequence
+from service.options import DecodingOptions
+from service.request import FinishReason, Hypothesis, Sequence
+from tests.synthetic.fake_runner import FakeRunner
 
 
 def samples(metrics: Metrics) -> dict[str, float]:
@@ -28,7 +32,16 @@ def samples(metrics: Metrics) -> dict[str, float]:
 
 def finished(reason: FinishReason, *, num_tokens: int = 4, num_steps: int = 4) -> Sequence:
     sequence = Sequence(source_ids=(5, 3))
-    sequence.target_ids = [7] * num_tokens
+    sequence.hypotheses = [
+        Hypothesis(
+            target_ids=[7] * num_tokens,
+            token_log_probabilities=[-0.5] * num_tokens,
+            score=-0.5 * num_tokens,
+            normalized_score=-0.5,
+            finish_reason=reason,
+            attention=None,
+        )
+    ]
     sequence.submitted_at, sequence.admitted_at = 10.0, 10.25
     sequence.first_token_at, sequence.finished_at = 10.5, 10.5 + 0.01 * (num_tokens - 1)
     sequence.num_steps = num_steps
@@ -39,6 +52,7 @@ def finished(reason: FinishReason, *, num_tokens: int = 4, num_steps: int = 4) -
 def report(*sequences: Sequence, num_rows: int = 3, encode_error: Exception | None = None) -> StepReport:
     return StepReport(
         finished=list(sequences),
+        progress=[],
         num_rows=num_rows,
         num_admitted=2,
         num_dropped=0,
@@ -146,6 +160,22 @@ def test_calls() -> None:
     assert seen["dragoman_request_seconds_bucket{le=0.08}"] == 1
     assert seen["dragoman_request_seconds_bucket{le=0.06}"] == 0
     assert seen["dragoman_segments_total{finish_reason=blank}"] == 3
+
+
+def test_gauges_count_segments_and_their_rows() -> None:
+    engine = Engine.over(FakeRunner(max_rows=8))
+    loop = EngineLoop(engine)
+    options = DecodingOptions(beam_size=4)
+    engine.submit([Sequence(source_ids=(5, 6, 3), options=given) for given in (options, DecodingOptions(), options)])
+    engine.step()
+    model = types.SimpleNamespace(
+        name="m", digest="d", precision="int8", provider="cpu", is_same_bytes=True, loop=loop, max_rows=8
+    )
+    metrics = Metrics()
+    metrics.observe_models([model])  # type: ignore[list-item]
+    seen = samples(metrics)
+    assert (seen["dragoman_running"], seen["dragoman_waiting"]) == (2, 1)
+    assert (seen["dragoman_slots_used"], seen["dragoman_slots_capacity"]) == (5, 8)
 
 
 def test_buckets_are_fine_where_translations_are() -> None:
