@@ -75,7 +75,7 @@ class DecoderLayerGraph(nn.Module):
     ) -> tuple[Tensor, Tensor | None, list[Tensor]]:
         """One position of every row.
 
-        `states` [B,1,D]; `lengths` are the positions in use [B] and M [1]; `cache` holds past self keys and values
+        `states` [B,1,D]; `lengths` are the positions in use [B,1] and M [1]; `cache` holds past self keys and values
         [B,H,M,K], and cross keys and values [N,H,S,K].
         Returns the new states [B,1,D], the cross-attention's weights [N,H,Q,P] where they are wanted, and the four
         updated caches.
@@ -128,17 +128,18 @@ class DecoderGraph(nn.Module):
         self,
         target_ids: Tensor,
         past_lengths: Tensor,
+        num_target_positions: Tensor,
         lane_inputs: Sequence[Tensor],
         caches: Sequence[Tensor],
     ) -> tuple[Tensor, ...]:
-        """Tokens [B,1] at positions `past_lengths` [B] -> log-probabilities [B,V], attention [N,H,Q,P], caches.
+        """Tokens [B,1] at positions `past_lengths` [B,1] -> log-probabilities [B,V], attention [N,H,Q,P], caches.
 
-        `lane_inputs`, `caches` and outputs come in the signature's order.
+        `num_target_positions` [1] is M. `lane_inputs`, `caches` and outputs come in the signature's order.
         """
         lanes = Lanes(**{tensor.name: each for tensor, each in zip(LANE_INPUTS, lane_inputs, strict=True)})
-        position = nn.functional.embedding(past_lengths.unsqueeze(1), self.positions)  # [B,1,D]
+        position = nn.functional.embedding(past_lengths, self.positions)  # [B,1,D]
         states = self.embedding(target_ids) + position  # [B,1,D]
-        lengths = (past_lengths, _slot_length(caches[0]))
+        lengths = (past_lengths, num_target_positions)
         updated: list[Tensor] = []
         attention: list[Tensor] = []
         for index, layer in enumerate(self.layers):
@@ -157,9 +158,9 @@ def self_attention(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`com.microsoft.GroupQueryAttention` of every row over its own past.
 
-    `query_key_value` [B,1,3*H*K]; `lengths` are the int32 positions in use [B] and M [1]. Row b's new key and value are
-    written at position `lengths[0][b]` of `past` keys and values [B,H,M,K], and all positions up to and including it
-    are attended to.
+    `query_key_value` [B,1,3*H*K]; `lengths` are the int32 positions in use [B,1] and M [1]. Row b's new key and value
+    are written at position `lengths[0][b]` of `past` keys and values [B,H,M,K], and all positions up to and including
+    it are attended to.
     Returns the heads' output joined [B,1,H*K], and the updated keys and values.
     """
     rows, _, _, head_width = past[0].shape
@@ -213,11 +214,3 @@ def gather_nd(data: Tensor, indices: Tensor, shape: Sequence[int | torch.SymInt]
     """ONNX's GatherND: `data` [I,J,D] at `indices` [..., 2] -> `shape`, which is [..., D]."""
     gathered: Tensor = torch.onnx.ops.symbolic("GatherND", [data, indices], dtype=data.dtype, shape=shape)
     return gathered
-
-
-def _slot_length(cache: Tensor) -> Tensor:
-    """M of a cache [B,H,M,K] as a tensor [1] int32."""
-    (length,) = torch.onnx.ops.symbolic_multi_out(
-        "Shape", [cache], {"start": 2, "end": 3}, dtypes=[torch.int64], shapes=[(1,)]
-    )
-    return length.to(torch.int32)

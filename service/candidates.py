@@ -24,5 +24,5 @@ def best_tokens(
     Returns:
         Token ids [B,1] and their log-probabilities [B,1].
     """
-    best = log_probabilities.argmax(axis=1)[:, None]  # [B,1] the first of equal ones, or of those that are no number
-    return best, np.take_along_axis(log_probabilities, best, axis=1)
+    best = log_probabilities.argmax(axis=1)  # [B] the first of equal ones, or of those that are no number
+    return best[:, None], log_probabilities[np.arange(len(best)), best][:, None]

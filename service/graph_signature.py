@@ -15,8 +15,9 @@ source, and the rows that read it are its queries, one in each slot. There is no
 themselves are appended after the source (hence `SPARE_POSITIONS`), and `source_bias` takes their weight to exactly 0:
 each row attends to its own source and to nothing else.
 
-A lane has at least 2 query slots (`LEAST_QUERIES`), filled or not. With a single query the runtime takes another path,
-whose sums differ in the last bit; so a row's bits do not depend on whether others read the same source.
+A lane has at least 2 query slots (`LEAST_SLOTS`), in use or not: with one the runtime takes another path, whose sums
+differ in the last bit, and then a row's bits would depend on how many rows the lanes beside it have. They do depend on
+whether its own lane has one row or several, and on nothing else: not on how many, nor on its place.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from typing import Protocol
 SOURCE_MULTIPLE = 8
 """Source positions are padded to a multiple of this, so that a sentence's bits do not depend on its neighbours."""
 
-LEAST_QUERIES = 2
-"""Least Q, and least number of queries of a lane."""
+LEAST_SLOTS = 2
+"""Least Q."""
 
 SPARE_POSITIONS = 16
 """Positions of a lane's slot after its source, and so the most rows that read one lane."""
@@ -143,7 +144,7 @@ LANE_INPUTS = (
 
 - `slot_rows`: (row, 0) of the row in each slot; slots to spare hold another row of their lane;
 - `row_slots`: (lane, slot) of each row;
-- `queries_per_lane`: slots in use, at least `LEAST_QUERIES`; they are the first ones;
+- `queries_per_lane`: slots in use, the first ones;
 - `last_positions`: source_length + queries_per_lane - 1;
 - `num_positions`: P, more than every `last_positions` and at most the length of the lanes' slots;
 - `source_bias`: 0 at positions of the lane's source, `MASKED_SCORE` at others.
@@ -159,8 +160,8 @@ class GraphSignature:
     encoder_outputs: tuple[TensorSignature, ...]
     """For each decoder layer `cross_key_{i}`, `cross_value_{i}` [B,H,S,K]."""
     decoder_inputs: tuple[TensorSignature, ...]
-    """`target_ids` [B,1], `past_lengths` [B] (positions already cached), the six of `LANE_INPUTS`, then caches by
-    layer."""
+    """`target_ids` [B,1], `past_lengths` [B,1] (positions already cached), `num_target_positions` [1], which is M, the
+    six of `LANE_INPUTS`, then caches by layer."""
     decoder_outputs: tuple[TensorSignature, ...]
     """`log_probabilities` [B,V] (natural logarithms), `attention` [N,H,Q,P] (weights of one layer's cross-attention, by
     query slot), then the caches by layer, in the buffers they came in."""
@@ -181,15 +182,13 @@ class GraphSignature:
         def cross_cache(name: str, rows: str = "N") -> TensorSignature:
             return TensorSignature(name=name, dtype="float32", axes=(rows, heads, "S", head_width))
 
-        def lengths(name: str) -> TensorSignature:
-            return TensorSignature(name=name, dtype="int32", axes=("B",))
-
         log_probabilities = TensorSignature(
             name="log_probabilities", dtype="float32", axes=("B", architecture.target_vocabulary)
         )
         decoder_inputs = [
             TensorSignature(name="target_ids", dtype="int64", axes=("B", 1)),
-            lengths("past_lengths"),
+            TensorSignature(name="past_lengths", dtype="int32", axes=("B", 1)),
+            TensorSignature(name="num_target_positions", dtype="int32", axes=(1,)),
             *LANE_INPUTS,
         ]
         decoder_outputs = [
@@ -204,7 +203,7 @@ class GraphSignature:
         return cls(
             encoder_inputs=(
                 TensorSignature(name="source_ids", dtype="int64", axes=("B", "S")),
-                lengths("source_lengths"),
+                TensorSignature(name="source_lengths", dtype="int32", axes=("B",)),
             ),
             encoder_outputs=tuple(cross_cache(name, "B") for i in layers for name in (cross_key(i), cross_value(i))),
             decoder_inputs=tuple(decoder_inputs),

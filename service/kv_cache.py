@@ -48,6 +48,12 @@ class KeyValueSlab:
         return self._self.nbytes + self._cross.nbytes
 
     @property
+    def target_slot_length(self) -> int:
+        """M: positions of a row's slot."""
+        length: int = self._self.shape[4]
+        return length
+
+    @property
     def source_slot_length(self) -> int:
         """S: positions of a lane's slot, those to spare included."""
         length: int = self._cross.shape[4]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from service.graph_signature import LANE_INPUTS, LEAST_QUERIES, MASKED_SCORE, SPARE_POSITIONS
+from service.graph_signature import LANE_INPUTS, LEAST_SLOTS, MASKED_SCORE, SPARE_POSITIONS
 from service.runner import StepInputs
 
 POSITIONS_MULTIPLE = 16
@@ -41,7 +41,7 @@ class LaneLayout:
         """B."""
         self.num_lanes = 0
         """N."""
-        self.num_slots = LEAST_QUERIES
+        self.num_slots = LEAST_SLOTS
         """Q."""
         self.num_positions = 0
         """P."""
@@ -63,7 +63,7 @@ class LaneLayout:
             raise ValueError(
                 f"A lane must have between 1 and {SPARE_POSITIONS} rows, but the lanes have {least} to {most}."
             )
-        num_slots = max(LEAST_QUERIES, most)
+        num_slots = max(LEAST_SLOTS, most)
         needed = int(inputs.source_lengths.max()) + num_slots
         num_positions = min(math.ceil(needed / POSITIONS_MULTIPLE) * POSITIONS_MULTIPLE, self._slot_length)
         self.num_rows, self.num_lanes, self.num_slots, self.num_positions = (
@@ -79,9 +79,8 @@ class LaneLayout:
         slot_rows[lanes, places, 0] = rows
         self._row_slots[:num_rows, 0, 0] = lanes
         self._row_slots[:num_rows, 0, 1] = places
-        queries = self._queries[:num_lanes]
-        np.maximum(inputs.rows_per_lane, LEAST_QUERIES, out=queries)
-        self._last_positions[:num_lanes] = inputs.source_lengths + queries - 1
+        self._queries[:num_lanes] = inputs.rows_per_lane
+        self._last_positions[:num_lanes] = inputs.source_lengths + inputs.rows_per_lane - 1
         self._num_positions[0] = num_positions
         is_source = self._every_position[:num_positions] < inputs.source_lengths[:, None]  # [N,P]
         bias = self._bias[: num_lanes * num_slots * num_positions].reshape(num_lanes, num_slots, num_positions)

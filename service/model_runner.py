@@ -131,7 +131,8 @@ class OnnxModelRunner:
         slot_length = self._slab.source_slot_length
         self._layout = LaneLayout(max_rows=max_rows, slot_length=slot_length)
         self._target_ids = np.zeros((max_rows, 1), np.int64)  # [R,1]
-        self._past_lengths = np.zeros(max_rows, np.int32)  # [R]
+        self._past_lengths = np.zeros((max_rows, 1), np.int32)  # [R,1]
+        self._num_target_positions = np.array([self._slab.target_slot_length], np.int32)  # [1]
         self._log_probabilities = np.empty((max_rows, architecture.target_vocabulary), np.float32)  # [R,V]
         # Not cleared: untouched pages cost nothing.
         self._attention = np.empty(max_rows * architecture.heads * SPARE_POSITIONS * slot_length, np.float32)
@@ -245,7 +246,7 @@ class OnnxModelRunner:
                 f"`num_candidates` must be between 1 and {self.target_vocabulary_size}, but is {num_candidates}."
             )
         self._target_ids[:num_rows, 0] = inputs.target_ids
-        self._past_lengths[:num_rows] = inputs.past_lengths
+        self._past_lengths[:num_rows, 0] = inputs.past_lengths
         self._layout.arrange(inputs)
         self._decoder.run_with_iobinding(self._step_binding(inputs.with_attention))
         log_probabilities = self._log_probabilities[:num_rows]
@@ -283,6 +284,7 @@ class OnnxModelRunner:
         binding = self._decoder.io_binding()
         _bind_input(binding, "target_ids", self._target_ids[:num_rows])
         _bind_input(binding, "past_lengths", self._past_lengths[:num_rows])
+        _bind_input(binding, "num_target_positions", self._num_target_positions)
         for name, buffer in self._slab.inputs(num_rows, num_lanes):
             _bind_input(binding, name, buffer)
         _bind_output(binding, "log_probabilities", self._log_probabilities[:num_rows])

@@ -202,16 +202,15 @@ class _Graphs:
         a, s = self._architecture, self._signature
         g = _GraphBuilder(self._rng)
         embeddings = g.const(self._embeddings)
-        asked = g.op("Gather", [g.const(self._positions), g.op("Unsqueeze", ["past_lengths", g.ints(1)])])  # [B,1,D]
+        asked = g.op("Gather", [g.const(self._positions), "past_lengths"])  # [B,1,D]
         asked = g.op("Mul", [asked, g.const(np.float32(np.sqrt(a.head_width)))])  # undoes attention's own scale
         x = g.op("Mul", [g.op("Gather", [embeddings, "target_ids"]), g.const(np.float32(0.1))])  # [B,1,D]
-        cache_length = g.op("Cast", [g.op("Shape", [names.past_key_self(0)], start=2, end=3)], to=TensorProto.INT32)
         for i in range(a.decoder_layers):
             y = g.norm(x, a.width)
             qkv = [g.linear(y, a.width, a.width) for _ in range(3)]
             past = g.attention(
                 a.heads,
-                [*qkv, names.past_key_self(i), names.past_value_self(i), "past_lengths", cache_length],
+                [*qkv, names.past_key_self(i), names.past_value_self(i), "past_lengths", "num_target_positions"],
                 [names.present_key_self(i), names.present_value_self(i)],
             )  # [B,1,D]
             x = g.op("Add", [x, g.op("Mul", [past, g.const(np.float32(_NOISE))])])
