@@ -4,13 +4,16 @@
 
 Real sentences are decoded by an engine in this process with 1, 16 and 64 of them in flight, newcomers joining as
 others leave. Figures are medians over interleaved rounds: target tokens of the best translations a second, rows a step,
-and the share of the steps' time that is spent outside ONNX Runtime, by the clock around every run of a session. Prints
-a table, and JSON.
+and the share of the steps' time that is spent outside ONNX Runtime, by clocks around every step and every run of a
+session. The share is also given of the full steps alone (three quarters of the rows and more), and by the clock of the
+thread's own processor time, which other work on the machine does not touch (with one thread; the pool's other threads
+have clocks of their own). Prints a table, and JSON.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import statistics
 import sys
@@ -36,6 +39,8 @@ from service.tokenizer import UNK_ID
 IN_FLIGHT = (1, 16, 64)
 SENTENCES = {1: 16, 16: 64, 64: 192}
 """Sentences of a round by how many are in flight: at least three times as many, so that most steps are full."""
+FULL = 0.75
+"""Share of the rows from which a step counts as full."""
 SEARCHES: dict[str, dict[str, Any]] = {
     "greedy": {},
     "beam 4": {"beam_size": 4},
@@ -51,27 +56,34 @@ SEARCHES: dict[str, dict[str, Any]] = {
 
 
 @dataclass
-class Inside:
-    """Time spent in ONNX Runtime."""
+class Clocks:
+    """Seconds by two clocks."""
 
-    seconds: float = 0.0
-    calls: int = 0
+    wall: float = 0.0
+    thread: float = 0.0
+    """Processor time of this thread."""
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Adds the time of the block."""
+        wall, thread = time.perf_counter(), time.thread_time()
+        try:
+            yield
+        finally:
+            self.wall += time.perf_counter() - wall
+            self.thread += time.thread_time() - thread
 
 
 @contextmanager
-def timed_runtime() -> Iterator[Inside]:
+def timed_runtime() -> Iterator[Clocks]:
     """Counts the time of every run of every session, for as long as the block lasts."""
-    inside = Inside()
+    inside = Clocks()
     originals = {name: getattr(onnxruntime.InferenceSession, name) for name in ("run", "run_with_iobinding")}
 
     def timed(original: Any) -> Any:
         def run(*arguments: Any, **keywords: Any) -> Any:
-            started = time.perf_counter()
-            try:
+            with inside.running():
                 return original(*arguments, **keywords)
-            finally:
-                inside.seconds += time.perf_counter() - started
-                inside.calls += 1
 
         return run
 
@@ -85,6 +97,19 @@ def timed_runtime() -> Iterator[Inside]:
 
 
 @dataclass(kw_only=True)
+class Share:
+    """The time of some steps, and what of it was spent in ONNX Runtime."""
+
+    steps: Clocks = field(default_factory=Clocks)
+    inside: Clocks = field(default_factory=Clocks)
+
+    def outside(self, clock: str) -> float:
+        """The share of the time that was spent elsewhere; nan where there was no such step."""
+        seconds: float = getattr(self.steps, clock)
+        return 1 - getattr(self.inside, clock) / seconds if seconds else math.nan
+
+
+@dataclass(kw_only=True)
 class Rounds:
     """What one case's rounds came to."""
 
@@ -94,6 +119,10 @@ class Rounds:
     rows_per_step: list[float] = field(default_factory=list)
     share_outside: list[float] = field(default_factory=list)
     """Of the time of steps, what was not spent in ONNX Runtime."""
+    share_outside_thread: list[float] = field(default_factory=list)
+    """The same by the thread's own time."""
+    share_outside_full_thread: list[float] = field(default_factory=list)
+    """The same, of full steps."""
 
     def medians(self) -> dict[str, float]:
         """The median of each, rounded for people."""
@@ -102,6 +131,8 @@ class Rounds:
             "step_milliseconds": round(statistics.median(self.step_milliseconds), 3),
             "rows_per_step": round(statistics.median(self.rows_per_step), 1),
             "share_outside": round(statistics.median(self.share_outside), 4),
+            "share_outside_thread": round(statistics.median(self.share_outside_thread), 4),
+            "share_outside_full_thread": round(statistics.median(self.share_outside_full_thread), 4),
         }
 
 
@@ -124,28 +155,45 @@ def measure(
     Raises:
         RuntimeError: when a sentence failed, or the runtime was not called where its time is taken.
     """
-    engine = new_engine(runner, in_flight * options.num_rows)
+    max_rows = in_flight * options.num_rows
+    engine = new_engine(runner, max_rows)
     segments = [Segment(source_ids=source, options=options) for source in sources]
+    every, full = Share(), Share()
+    rows: list[int] = []
     with timed_runtime() as inside:
-        reports = engine.run_to_completion(segments)
-    if not inside.calls or any(segment.error for segment in segments):
-        raise RuntimeError(f"Every sentence must be decoded by ONNX Runtime, which was called {inside.calls} times.")
-    seconds = sum(report.step_seconds for report in reports)
-    into.tokens_per_second.append(sum(len(segment.target_ids) for segment in segments) / seconds)
-    into.step_milliseconds.append(1e3 * seconds / len(reports))
-    into.rows_per_step.append(statistics.fmean(report.num_rows for report in reports))
-    into.share_outside.append(1 - inside.seconds / seconds)
+        waiting = list(reversed(segments))
+        while waiting or not engine.is_idle:
+            while waiting and engine.scheduler.num_waiting < in_flight:
+                engine.submit([waiting.pop()])
+            step, before = Clocks(), Clocks(inside.wall, inside.thread)
+            with step.running():
+                report = engine.step()
+            rows.append(report.num_rows)
+            for share in (every, full) if report.num_rows >= FULL * max_rows else (every,):
+                share.steps.wall += step.wall
+                share.steps.thread += step.thread
+                share.inside.wall += inside.wall - before.wall
+                share.inside.thread += inside.thread - before.thread
+    if not inside.wall or any(segment.error for segment in segments):
+        raise RuntimeError("Every sentence must be decoded, by sessions of ONNX Runtime.")
+    into.tokens_per_second.append(sum(len(segment.target_ids) for segment in segments) / every.steps.wall)
+    into.step_milliseconds.append(1e3 * every.steps.wall / len(rows))
+    into.rows_per_step.append(statistics.fmean(rows))
+    into.share_outside.append(every.outside("wall"))
+    into.share_outside_thread.append(every.outside("thread"))
+    into.share_outside_full_thread.append(full.outside("thread"))
 
 
 def table(cases: dict[tuple[str, int], dict[str, float]]) -> str:
     """The figures in Markdown."""
     lines = [
-        "| search | in flight | rows a step | tokens/s | ms a step | outside ONNX Runtime |",
-        "|---|---|---|---|---|---|",
+        "| search | in flight | rows a step | tokens/s | ms a step | outside the runtime | thread time | full steps |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     lines += [
         f"| {search} | {in_flight} | {one['rows_per_step']} | {one['tokens_per_second']:.0f} | "
-        f"{one['step_milliseconds']:.2f} | {100 * one['share_outside']:.1f} % |"
+        f"{one['step_milliseconds']:.2f} | {100 * one['share_outside']:.1f} % | "
+        f"{100 * one['share_outside_thread']:.1f} % | {100 * one['share_outside_full_thread']:.1f} % |"
         for (search, in_flight), one in cases.items()
     ]
     return "\n".join(lines)
