@@ -3,15 +3,26 @@
 import asyncio
 import logging
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
+from service.pb.translation.v1 import translation_pb2 as pb
 from service.request import FinishReason
 from service.servicer import SERVICE_NAME
-from tests.integration.serving import HeldServer, health_of, held_server, refusal_of, request, stub_of
+from tests.integration.serving import (
+    PATIENCE_SECONDS,
+    HeldServer,
+    health_of,
+    held_server,
+    refusal_of,
+    request,
+    stub_of,
+    unpack,
+)
 
 TEXT = "Bado gimu. "
 READY_NAMES = ("", SERVICE_NAME, "readiness")
@@ -115,7 +126,7 @@ async def test_a_cancelled_call_leaves_by_the_next_step(models: Path) -> None:
         finished = []
         running = await begin(held, stub, request(TEXT * 3), timeout=1000.0)  # far from its deadline
         held.loop._deliver, deliver = (
-            (lambda sequences: (finished.extend(sequences), deliver(sequences))),
+            (lambda deliveries: (finished.extend(deliveries), deliver(deliveries))),
             held.loop._deliver,
         )
         running.cancel()
@@ -123,7 +134,7 @@ async def test_a_cancelled_call_leaves_by_the_next_step(models: Path) -> None:
         assert held.calls_by_code() == {"CANCELLED": 1}
         held.go.set()
         await held.until(lambda: held.loop.num_running + held.loop.num_waiting == 0 and len(finished) == 3)
-        assert {sequence.finish_reason for sequence in finished} == {FinishReason.CANCELLED}
+        assert {delivery.sequence.finish_reason for delivery in finished} == {FinishReason.CANCELLED}
         assert len(held.runner.rows_per_step) == 1  # the step that was under way
         reply = await stub.TranslateText(request(TEXT))
         assert reply.translations[0].translated_text == TEXT
@@ -256,3 +267,110 @@ async def test_an_oversized_message_is_refused(models: Path) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.TranslateText(request("a" * 4096))
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def step_by_step(held: HeldServer) -> threading.Semaphore:
+    """Makes each step wait for one release."""
+    steps = threading.Semaphore(0)
+
+    def before_step() -> None:
+        assert steps.acquire(timeout=PATIENCE_SECONDS)
+
+    held.runner.before_step = before_step
+    return steps
+
+
+async def test_a_stream_hands_out_text_while_the_rest_is_decoded(models: Path) -> None:
+    async with held_server(models) as held, stub_of(held.address) as stub:
+        await held.until_ready()
+        steps = step_by_step(held)
+        stream = stub.StreamTranslateText(request("Bado gimu nara tesi lopu."))
+        steps.release(3)
+        text = ""
+        reasons = []
+        async for message in stream:
+            if not reasons:
+                assert message.piece.text
+                assert len(held.runner.rows_per_step) <= 4  # the fourth step waits
+                steps.release(1000)
+            text += message.piece.text
+            reasons.append(message.piece.finish_reason)
+        assert text == message.result.translations[0].translated_text == "Bado gimu nara tesi lopu."
+        assert reasons[-2] == pb.FINISH_REASON_STOP  # of the last piece, before the result
+        assert held.calls_by_code() == {"OK": 1}
+
+
+async def test_a_stream_that_is_cancelled_leaves_by_the_next_step(models: Path) -> None:
+    async with held_server(models, max_rows=1) as held, stub_of(held.address) as stub:
+        await held.until_ready()
+        steps = step_by_step(held)
+        stream = stub.StreamTranslateText(request(TEXT * 3), timeout=1000.0)
+        steps.release(2)
+        await stream.read()
+        stream.cancel()
+        await held.until(lambda: held.server_calls == 0)
+        assert held.calls_by_code() == {"CANCELLED": 1}
+        num_steps = len(held.runner.rows_per_step)
+        steps.release(1000)
+        await held.until(lambda: held.loop.num_running + held.loop.num_waiting == 0)
+        assert len(held.runner.rows_per_step) <= num_steps + 1
+
+
+async def test_a_stream_whose_step_fails_says_which_segments_have_no_end(models: Path) -> None:
+    async with held_server(models) as held, stub_of(held.address) as stub:
+        await held.until_ready()
+        held.runner.fail_decode = lambda step: step == 2
+        held.go.set()
+        stream = stub.StreamTranslateText(request("Bado gimu nara.", " \n", TEXT * 2))
+        ended = {}
+
+        async def read() -> None:
+            async for message in stream:
+                if message.piece.finish_reason:
+                    place = (message.piece.contents_index, message.piece.segment_index)
+                    ended[place] = message.piece.finish_reason
+
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await read()
+        assert caught.value.code() is grpc.StatusCode.INTERNAL
+        cancelled = pb.FINISH_REASON_CANCELLED
+        assert ended == {(0, 0): cancelled, (1, 0): pb.FINISH_REASON_BLANK, (2, 0): cancelled, (2, 1): cancelled}
+
+
+async def test_streams_and_scores_are_refused_as_other_calls_are(models: Path) -> None:
+    async with held_server(models, max_concurrent_calls=1) as held, stub_of(held.address) as stub:
+        score = pb.ScoreTextRequest(contents=["a"], translated_texts=["b"])
+        for reason in ("STARTING", "TOO_MANY_CALLS", "DRAINING"):
+            if reason == "TOO_MANY_CALLS":
+                await held.until_ready()
+                running = await begin(held, stub, request(TEXT))
+            if reason == "DRAINING":
+                held.signal()
+                await held.until(lambda: held.loop.state.value == "draining")
+            assert (await refusal_of(stub.ScoreText(score))).reason == reason
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await stub.StreamTranslateText(request(TEXT)).read()
+            assert unpack(caught.value).reason == reason
+        held.go.set()
+        assert (await running).translations[0].translated_text == TEXT
+
+
+async def test_a_stream_without_text_needs_no_engine(models: Path) -> None:
+    async with held_server(models) as held, stub_of(held.address) as stub:
+        await held.until_ready()
+        messages = [message async for message in stub.StreamTranslateText(request("", " \n"))]
+        assert [message.piece.text for message in messages] == [" \n", ""]
+        assert [translation.translated_text for translation in messages[-1].result.translations] == ["", " \n"]
+
+
+async def test_a_stream_ends_well_when_the_server_stops(models: Path) -> None:
+    async with held_server(models) as held, stub_of(held.address) as stub:
+        await held.until_ready()
+        stream = stub.StreamTranslateText(request(TEXT))
+        await held.until(lambda: held.loop.num_running > 0)
+        held.signal()
+        await held.until(lambda: held.loop.state.value == "draining")
+        held.go.set()
+        messages = [message async for message in stream]
+        assert messages[-1].result.translations[0].translated_text == TEXT
+        assert await held.task == 0
