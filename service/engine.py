@@ -352,11 +352,12 @@ class Engine:
         if len(self._lanes) > len(others):
             self._commit_greedy(outputs, now)
         copies = self._commit_others(others, outputs, now) if others else []
-        for lane in list(self._talkative):
+        error = self._copy_rows(copies) if copies else None
+        for lane in self._talkative:
             certain = self._search.newly_certain(lane)
             if certain:
                 self._progress.append((lane.sequence, certain))
-        return self._copy_rows(copies) if copies else None
+        return error
 
     def _commit_greedy(self, outputs: StepOutputs, now: float) -> None:
         """The next token of every lane of plain greedy search."""

@@ -249,11 +249,13 @@ def test_a_failed_copy_between_beams_fails_every_row_and_the_next_batch_succeeds
     engine = Engine.over(runner)
     beam = Sequence(source_ids=(5, 6, 7, EOS_ID), options=DecodingOptions(beam_size=4))
     other = make(8, 9, 10)
+    other.on_progress = lambda _sequence, _ids: None
     runner.fail_copy = always
     engine.submit([beam, other])
     report = engine.step()
     assert set(report.finished) == {beam, other}
     assert {beam.finish_reason, other.finish_reason} == {FinishReason.FAILED}
+    assert report.progress == []  # who has ended is told no more
     assert isinstance(report.decode_error, RunnerBrokeError)
     runner.fail_copy = never
     again = Sequence(source_ids=beam.source_ids, options=beam.options)
