@@ -2,20 +2,96 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+import random
+from collections.abc import Sequence as Ids
+
+import numpy as np
+import numpy.typing as npt
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from service.engine import Engine
-from service.request import DecodingOptions, FinishReason, Sequence
+from service.engine import Engine, StepReport
+from service.lane import Lane
+from service.options import DecodingOptions
+from service.request import FinishReason, Hypothesis, Sequence
 from service.scheduler import QueueFullError
 from service.tokenizer import EOS_ID
-from tests.synthetic.fake_runner import FakeRunner, RunnerBrokeError, expected
+from tests.synthetic.fake_runner import Babble, FakeRunner, RunnerBrokeError
+from tests.synthetic.random_options import random_options
 
-MAX_ROWS = 3
+MAX_ROWS = 8
+MAX_SOURCE_TOKENS = 12
+MAX_TARGET_TOKENS = 10
 MAX_WAITING = 6
 MAX_WAITING_TOKENS = 40
-ENDED_WELL = {FinishReason.STOP, FinishReason.LENGTH}
+MAX_ENCODE_TOKENS = 24
+VOCABULARY_SIZE = 16
+ENDED_WELL = {FinishReason.STOP, FinishReason.LENGTH, FinishReason.REPETITION}
+
+
+class Stutter(Babble):
+    """Random distributions; a source whose first token is a multiple of three has its last token said on and on."""
+
+    def log_probabilities(self, source: Ids[int], cached: Ids[int]) -> npt.NDArray[np.float32]:
+        """See `Language`."""
+        values = super().log_probabilities(source, cached)
+        if source[0] % 3 == 0 and len(cached) > 2:
+            values = values - np.float32(4.0)
+            values[cached[-1]] = -0.02
+        return values
+
+
+LANGUAGE = Stutter(VOCABULARY_SIZE, sharpness=3.0)
+
+
+def some_options(chance: random.Random) -> DecodingOptions:
+    """Plain searches, which go together through arrays, as often as those with options."""
+    kind = chance.randrange(6)
+    if kind == 0:
+        return DecodingOptions(max_target_tokens=chance.choice([None, None, 1, 4, 12]))
+    if kind == 1:
+        beam_size = chance.choice([2, 2, 3])
+        return DecodingOptions(beam_size=beam_size, num_hypotheses=chance.randint(1, beam_size))
+    if kind == 2:
+        target = tuple(chance.choices(range(4, VOCABULARY_SIZE), k=chance.randint(1, 5)))
+        return DecodingOptions(target_prefix=(*target, EOS_ID) if chance.random() < 0.5 else target, is_scoring=True)
+    return random_options(chance, vocabulary_size=VOCABULARY_SIZE, max_target_tokens=MAX_TARGET_TOKENS, max_beam_size=5)
+
+
+def new_runner() -> FakeRunner:
+    return FakeRunner(
+        max_rows=MAX_ROWS,
+        max_source_tokens=MAX_SOURCE_TOKENS,
+        max_target_tokens=MAX_TARGET_TOKENS,
+        language=LANGUAGE,
+    )
+
+
+@functools.cache
+def alone(source_ids: tuple[int, ...], options: DecodingOptions) -> Sequence:
+    """The same sequence, decoded by itself."""
+    sequence = Sequence(source_ids=source_ids, options=options)
+    Engine.over(new_runner()).run_to_completion([sequence])
+    assert sequence.finish_reason in ENDED_WELL
+    return sequence
+
+
+def everything(hypotheses: list[Hypothesis]) -> list[object]:
+    """All a caller sees of results, bit by bit."""
+    return [
+        (
+            each.target_ids,
+            each.token_log_probabilities,
+            each.score,
+            each.normalized_score,
+            each.finish_reason,
+            None if each.attention is None else each.attention.tobytes(),
+        )
+        for each in hypotheses
+    ]
 
 
 class EngineMachine(RuleBasedStateMachine):
@@ -24,90 +100,145 @@ class EngineMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
-        self.runner = FakeRunner(max_rows=MAX_ROWS, max_source_tokens=12, max_target_tokens=9)
-        self.engine = Engine.greedy(
+        self.runner = new_runner()
+        self.engine = Engine.over(
             self.runner,
             max_waiting_sequences=MAX_WAITING,
             max_waiting_tokens=MAX_WAITING_TOKENS,
-            max_encode_tokens_per_step=24,
+            max_encode_tokens_per_step=MAX_ENCODE_TOKENS,
             clock=lambda: self.now,
         )
-        self.submitted: list[Sequence] = []
+        self.waiting: list[Sequence] = []
+        self.running: list[Sequence] = []
         self.ended: list[Sequence] = []
+        self.told: dict[Sequence, list[int]] = {}
         self.to_cancel: list[Sequence] = []
         self.breaks: set[str] = set()
         self.runner.fail_encode = lambda _sources: "encode" in self.breaks
-        self.runner.fail_place = lambda row: "place" in self.breaks and row > 0
+        self.runner.fail_place = lambda lane: "place" in self.breaks and lane > 0
         self.runner.fail_decode = lambda _step: "decode" in self.breaks
-        self.runner.fail_move = lambda _source, _target: "move" in self.breaks
+        self.runner.fail_copy = lambda _source, _target: "copy" in self.breaks
         self.runner.is_nan = lambda source: "nan" in self.breaks and source[0] % 2 == 0
+        self.runner.before_step = self.note_gaps
 
-    def live(self) -> list[Sequence]:
-        return [sequence for sequence in self.submitted if not sequence.is_finished]
+    def note_gaps(self) -> None:
+        """Whenever a step runs, rows and lanes have owners without a gap."""
+        store = self.engine.store
+        if None in map(store.row_tenant, range(store.num_rows)) or None in store.tenants():
+            self.runner.violations.append("a step ran over a gap")
 
-    @rule(
-        sources=st.lists(st.lists(st.integers(4, 999), max_size=11), min_size=1, max_size=4),
-        limit=st.none() | st.integers(1, 12),
-        patience=st.none() | st.integers(0, 6),
-    )
-    def submit(self, sources: list[list[int]], limit: int | None, patience: int | None) -> None:
+    def note_progress(self, sequence: Sequence, ids: list[int]) -> None:
+        assert ids
+        self.told.setdefault(sequence, []).extend(ids)
+
+    @rule(seed=st.integers(0, 10**6), count=st.integers(1, 4), patience=st.none() | st.integers(0, 40))
+    def submit(self, seed: int, count: int, patience: int | None) -> None:
+        chance = random.Random(seed)
         made = [
             Sequence(
-                source_ids=(*source, EOS_ID),
-                options=DecodingOptions(max_target_tokens=limit),
+                source_ids=(*chance.choices(range(4, 99), k=chance.randrange(MAX_SOURCE_TOKENS)), EOS_ID),
+                options=some_options(chance),
                 deadline=None if patience is None else self.now + patience,
+                on_progress=self.note_progress if chance.random() < 0.5 else None,
             )
-            for source in sources
+            for _ in range(count)
         ]
-        scheduler = self.engine.scheduler
-        fits = (
-            scheduler.num_waiting + len(made) <= MAX_WAITING
-            and scheduler.num_waiting_tokens + sum(s.num_source_tokens for s in made) <= MAX_WAITING_TOKENS
-        )
+        num_tokens = sum(sequence.num_source_tokens for sequence in [*self.waiting, *made])
+        fits = len(self.waiting) + len(made) <= MAX_WAITING and num_tokens <= MAX_WAITING_TOKENS
         try:
             self.engine.submit(made)
         except QueueFullError:
             assert not fits
         else:
             assert fits
-            self.submitted += made
+            self.waiting += made
 
-    @precondition(lambda self: self.submitted)
+    @precondition(lambda self: self.waiting or self.running)
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
-        chosen = data.draw(st.sampled_from(self.submitted))
+        chosen = data.draw(st.sampled_from([*self.waiting, *self.running, *self.ended[-2:]]))
         self.engine.cancel([chosen])
         if not chosen.is_finished:
             self.to_cancel.append(chosen)
 
-    @rule(breaks=st.sets(st.sampled_from(["encode", "place", "decode", "move", "nan"]), max_size=2))
+    @precondition(lambda self: self.waiting or self.running)
+    @rule(breaks=st.sets(st.sampled_from(["encode", "place", "decode", "copy", "nan"]), min_size=1, max_size=2))
     def broken_step(self, breaks: set[str]) -> None:
         self.breaks = breaks
-        self.step()
-        self.breaks = set()
+        try:
+            self.step()
+        finally:
+            self.breaks = set()
 
-    @rule()
+    @precondition(lambda self: self.waiting or self.running)
+    @rule(count=st.integers(1, 6))
+    def steps(self, count: int) -> None:
+        for _ in range(count):
+            self.step()
+
     def step(self) -> None:
         self.now += 1.0
-        waiting = list(self.engine.scheduler.live()[self.engine.scheduler.num_running :])
         was_planned = self.engine.scheduler.plan(self.now)
         assert self.engine.scheduler.plan(self.now) == was_planned
         report = self.engine.step()
+        for sequence, ids in report.progress:
+            assert not sequence.is_finished
+            assert sequence.on_progress is not None
+            sequence.on_progress(sequence, ids)
+        newcomers = self.check_admission(report)
+        self.check_who_left(report, newcomers)
         self.ended += report.finished
+        self.waiting = [each for each in self.waiting if each not in newcomers and not each.is_finished]
+        self.running = [each for each in [*self.running, *newcomers] if not each.is_finished]
+
+    def check_admission(self, report: StepReport) -> list[Sequence]:
+        """First come, first served, and nobody waits for whom there is room; returns who came to the encoder."""
+        dropped = {FinishReason.CANCELLED, FinishReason.EXPIRED}
+        queue = [each for each in self.waiting if each.finish_reason not in dropped]
+        if report.encode_error is None:
+            newcomers = [each for each in queue if each.admitted_at == self.now]
+        else:
+            newcomers = [each for each in queue if each.finish_reason is FinishReason.FAILED]
+            assert "encode" in self.breaks or "place" in self.breaks
+            assert newcomers
+        assert newcomers == queue[: len(newcomers)], "somebody was overtaken"
+        free = MAX_ROWS - sum(each.options.num_rows for each in self.running if each.finish_reason not in dropped)
+        wanted = list(itertools.accumulate(each.options.num_rows for each in queue))
+        padded = list(itertools.accumulate(self.runner.padded_length(len(each.source_ids)) for each in queue))
+        assert not newcomers or wanted[len(newcomers) - 1] <= free
+        if len(newcomers) < len(queue):
+            has_rows = wanted[len(newcomers)] <= free
+            has_budget = not newcomers or padded[len(newcomers)] <= MAX_ENCODE_TOKENS
+            assert not (has_rows and has_budget), "somebody waits although there is room"
+        return newcomers
+
+    def check_who_left(self, report: StepReport, newcomers: list[Sequence]) -> None:
         for sequence in self.to_cancel:
             assert sequence.is_finished, "a cancelled sequence stayed"
         self.to_cancel.clear()
-        for sequence in self.live():
-            assert sequence.deadline is None or sequence.deadline > self.now, "an expired sequence stayed"
-        # First in, first out: whoever still waits arrived after everyone who left the queue for a row.
-        admitted = [s for s in waiting if s.admitted_at == self.now]
-        still = [s for s in self.live() if s.row is None]
-        if admitted and still:
-            assert max(s.arrival for s in admitted) < min(s.arrival for s in still)
-        # Nobody starves: whenever a row is free, somebody who waits got in.
-        if still and not report.encode_error:
-            assert report.num_rows == MAX_ROWS or admitted
+        for sequence in [*self.waiting, *self.running]:
+            is_late = sequence.deadline is not None and sequence.deadline <= self.now
+            assert sequence.is_finished or not is_late, "an expired sequence stayed"
+        may_fail: set[Sequence] = set()
+        if self.breaks & {"decode", "copy"}:
+            may_fail |= {*self.running, *newcomers}
+        if self.breaks & {"encode", "place"}:
+            may_fail |= set(newcomers)
+        if "nan" in self.breaks:
+            may_fail |= {each for each in [*self.running, *newcomers] if each.source_ids[0] % 2 == 0}
+        for sequence in report.finished:
+            if sequence.finish_reason is FinishReason.FAILED:
+                assert sequence in may_fail
+                assert isinstance(sequence.error, RunnerBrokeError) or "must be finite" in str(sequence.error)
+            elif sequence.finish_reason in ENDED_WELL:
+                wanted = alone(sequence.source_ids, sequence.options)
+                assert everything(sequence.hypotheses) == everything(wanted.hypotheses)
+                assert sequence.was_guarded == wanted.was_guarded
+                assert sequence.num_steps == wanted.num_steps
+            if sequence.finish_reason not in ENDED_WELL:
+                assert sequence.hypotheses == []
 
+    @precondition(lambda self: self.waiting or self.running)
     @rule()
     def finish_everything(self) -> None:
         for _ in range(1000):
@@ -117,46 +248,66 @@ class EngineMachine(RuleBasedStateMachine):
         raise AssertionError("the engine never became idle")
 
     @invariant()
-    def rows_are_owned_once_and_without_gaps(self) -> None:
-        running = self.engine.scheduler.running
-        assert [sequence.row for sequence in running] == list(range(len(running)))
-        assert len(set(running)) == len(running) <= MAX_ROWS
-        assert all(sequence.row is None for sequence in self.ended)
+    def rows_and_lanes_are_owned_once_and_none_is_lost(self) -> None:
+        store = self.engine.store
+        lanes = [lane for lane in store.tenants() if isinstance(lane, Lane)]
+        assert {lane.sequence for lane in lanes} == set(self.running)
+        assert len(lanes) == len(self.running)
+        for number, lane in enumerate(store.tenants()):
+            assert lane is None or lane.lane == number
+        owned = [row for lane in lanes for row in lane.rows]
+        assert len(set(owned)) == len(owned) <= MAX_ROWS
+        for lane in lanes:
+            assert len(lane.rows) == lane.sequence.options.num_rows
+            assert 1 <= len(lane.open) <= len(lane.rows)
+            assert len(set(lane.open)) == len(lane.open)
+            assert set(lane.open) <= set(lane.rows)
+        for row in range(store.num_rows):
+            tenant = store.row_tenant(row)
+            assert (tenant is None) == (row not in owned)
+            assert tenant is None or row in tenant.rows
+        num_rows = sum(each.options.num_rows for each in self.running)
+        assert store.num_used_rows == self.engine.scheduler.num_used_rows == num_rows
 
     @invariant()
     def nobody_is_lost_or_ends_twice(self) -> None:
+        scheduler = self.engine.scheduler
         assert len(set(self.ended)) == len(self.ended)
-        assert {s for s in self.submitted if s.is_finished} == set(self.ended)
-        assert set(self.engine.scheduler.live()) == set(self.live())
-        waiting = [s for s in self.live() if s.row is None]
-        assert self.engine.scheduler.num_waiting == len(waiting)
-        assert self.engine.scheduler.num_waiting_tokens == sum(s.num_source_tokens for s in waiting)
+        assert all(each.is_finished for each in self.ended)
+        assert set(scheduler.running) == set(self.running)
+        assert scheduler.live() == [*scheduler.running, *self.waiting]
+        assert scheduler.num_waiting == len(self.waiting)
+        assert scheduler.num_waiting_tokens == sum(each.num_source_tokens for each in self.waiting)
+        assert scheduler.num_waiting_rows == sum(each.options.num_rows for each in self.waiting)
 
     @invariant()
-    def everybody_has_their_own_result_so_far(self) -> None:
-        for sequence in self.submitted:
-            own = sequence.options.max_target_tokens or self.runner.max_target_tokens
-            tokens, scores = expected(sequence.source_ids, min(own, self.runner.max_target_tokens))
-            count = len(sequence.target_ids)
-            assert sequence.target_ids == tokens[:count]
-            assert sequence.token_log_probabilities == scores[:count]
-            if sequence.finish_reason in ENDED_WELL:
-                assert count == len(tokens)
-            if sequence.finish_reason is FinishReason.FAILED:
-                assert isinstance(sequence.error, RunnerBrokeError) or "must be finite" in str(sequence.error)
+    def everybody_has_their_own_tokens_so_far(self) -> None:
+        for sequence, told in self.told.items():
+            assert alone(sequence.source_ids, sequence.options).text_ids[: len(told)] == told
+        for sequence in self.running:
+            wanted = alone(sequence.source_ids, sequence.options)
+            if sequence.options.num_rows == 1 and not wanted.was_guarded:
+                (target_ids,) = self.engine.open_hypotheses(sequence)
+                assert wanted.target_ids[: len(target_ids)] == target_ids
 
     @invariant()
     def the_runner_was_asked_nothing_wrong(self) -> None:
         assert self.runner.violations == []
 
     def teardown(self) -> None:
-        """After whatever happened, what waits and runs still ends, and the next sentence succeeds."""
+        """After whatever happened, what waits and runs still ends, and what comes next is decoded as ever."""
         self.finish_everything()
-        last = Sequence(source_ids=(5, 6, EOS_ID))
-        self.engine.run_to_completion([last])
-        assert last.target_ids == [5, 6, EOS_ID]
+        assert self.engine.store.num_rows == self.engine.store.num_lanes == 0
+        after = [
+            Sequence(source_ids=(5, 6, EOS_ID)),
+            Sequence(source_ids=(5, 7, EOS_ID), options=DecodingOptions(beam_size=3)),
+        ]
+        self.engine.run_to_completion(after)
+        for sequence in after:
+            wanted = alone(sequence.source_ids, sequence.options)
+            assert everything(sequence.hypotheses) == everything(wanted.hypotheses)
         assert self.runner.violations == []
 
 
 TestEngine = EngineMachine.TestCase
-TestEngine.settings = settings(max_examples=100, stateful_step_count=40, deadline=None, derandomize=True)
+TestEngine.settings = settings(max_examples=200, stateful_step_count=40, deadline=None, derandomize=True)
