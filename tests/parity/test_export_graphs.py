@@ -26,6 +26,7 @@ from service.graph_signature import SOURCE_MULTIPLE
 from service.model_runner import OnnxModelRunner
 from service.tokenizer import BOS_ID, EOS_ID, PAD_ID
 from tests.parity.graph_bundles import Exported, export_random, random_checkpoint, random_sentences
+from tests.synthetic.steps import step_inputs
 from training.decode import DecodeOptions, decode
 
 SHAPES: dict[str, dict[str, object]] = {
@@ -179,7 +180,7 @@ def test_the_slots_length_and_older_contents_do_not_matter(exported: Exported) -
             exported.fp32, max_rows=3, max_source_tokens=31 + extra, max_target_tokens=31 + extra, num_threads=1
         )
         if extra:  # rubbish from earlier rows, NaN among it, in every buffer
-            for buffer in (buffer for _, buffer in runner._slab.inputs(3)):
+            for _, buffer in runner._slab.inputs(3, 3):
                 buffer.fill(np.nan)
         limited = [sentence for sentence in sentences if sentence.max_target_tokens <= 31]
         results.append([one.target_ids for one in decode_by_engine(Engine.over(runner), limited)])
@@ -204,11 +205,11 @@ def test_what_is_no_token_is_never_chosen(exported: Exported, tmp_path: Path) ->
     bundle = write_bundle(tmp_path / "bundle", config, checkpoint, graphs, precision="fp32")
     runner = open_value_runner(bundle, num_threads=1)
     runner.place(0, runner.encode([[5, 6, 3]]).sources[0])
-    candidates = runner.decode_step([BOS_ID], [0], [3], architecture.target_vocabulary)
-    probabilities = dict(zip(candidates.token_ids[0].tolist(), candidates.log_probabilities[0].tolist(), strict=True))
+    found = runner.decode_step(step_inputs([0], [BOS_ID], [0], [3]))
+    probabilities = found.log_probabilities[0].tolist()
     assert len(forbidden) > 2  # the vocabulary is padded
     assert all(probabilities[token] < -1e8 for token in forbidden)
-    assert sum(np.exp(list(probabilities.values()))) == pytest.approx(1.0, abs=1e-4)
+    assert sum(np.exp(probabilities)) == pytest.approx(1.0, abs=1e-4)
 
 
 def test_weights_are_stored_once_and_nothing_branches(exported: Exported) -> None:

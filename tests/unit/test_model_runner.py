@@ -1,4 +1,4 @@
-"""The real runner over real graphs with known translations: placing, moving, refusing, failing."""
+"""The real runner over real graphs with known translations: placing, copying, refusing, failing."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ from service.bundle import DECODER_NAME, ENCODER_NAME, Bundle
 from service.engine import Engine
 from service.graph_signature import SOURCE_MULTIPLE
 from service.model_runner import ModelRunnerError, OnnxModelRunner
-from service.request import DecodingOptions, FinishReason, Sequence
+from service.options import DecodingOptions
+from service.request import FinishReason, Sequence
+from service.runner import StepOutputs
 from service.tokenizer import BOS_ID, EOS_ID
 from tests.synthetic.bundle import expected_tokens, sentences
 from tests.synthetic.fixtures import COPY, REVERSE, synthetic_bundle, synthetic_runner
+from tests.synthetic.steps import step_inputs
 
 
 def source(length: int, *, seed: int = 0) -> tuple[int, ...]:
@@ -26,14 +29,20 @@ def source(length: int, *, seed: int = 0) -> tuple[int, ...]:
     return (*rng.integers(30, 400, length - 1).tolist(), EOS_ID)
 
 
+def bits(found: StepOutputs, row: int) -> bytes:
+    """Everything a row gave."""
+    parts = [found.candidate_ids[row], found.candidate_log_probabilities[row], found.log_probabilities[row]]
+    return b"".join(part.tobytes() for part in parts)
+
+
 def step_alone(runner: OnnxModelRunner, row_tokens: list[int], source_ids: tuple[int, ...]) -> bytes:
-    """Bits of the log-probabilities of row 0 after it was fed `row_tokens` from a fresh start."""
+    """Bits of row 0 after it was fed `row_tokens` from a fresh start."""
     runner.place(0, runner.encode([source_ids]).sources[0])
-    bits = b""
+    last = b""
     for position, token in enumerate(row_tokens):
-        candidates = runner.decode_step([token], [position], [len(source_ids)], 3)
-        bits = candidates.token_ids.tobytes() + candidates.log_probabilities.tobytes()
-    return bits
+        inputs = step_inputs([0], [token], [position], [len(source_ids)], num_candidates=3)
+        last = bits(runner.decode_step(inputs), 0)
+    return last
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -44,7 +53,7 @@ def test_translations_are_the_known_ones(reverse: bool) -> None:
         Sequence(source_ids=tuple(bundle.tokenizer.encode_source(text)))
         for text in [*sentences(30, seed=3), "", "你好 🎉"]
     ]
-    Engine.greedy(synthetic_runner(options, max_target_tokens=128)).run_to_completion(decoded)
+    Engine.over(synthetic_runner(options, max_target_tokens=128)).run_to_completion(decoded)
     for sequence in decoded:
         assert sequence.target_ids == expected_tokens(sequence.source_ids, reverse=reverse)
         assert sequence.finish_reason is FinishReason.STOP
@@ -54,7 +63,7 @@ def test_translations_are_the_known_ones(reverse: bool) -> None:
 @pytest.mark.parametrize("length", [1, 2, 7, 8, 9, 63, 64])
 def test_every_source_length_up_to_the_limit(length: int) -> None:
     sequence = Sequence(source_ids=source(length))
-    Engine.greedy(synthetic_runner(REVERSE)).run_to_completion([sequence])
+    Engine.over(synthetic_runner(REVERSE)).run_to_completion([sequence])
     assert sequence.target_ids == expected_tokens(sequence.source_ids, reverse=True)
 
 
@@ -62,7 +71,7 @@ def test_the_cache_is_used_to_its_end() -> None:
     runner = synthetic_runner(COPY, max_target_tokens=9)
     sequence = Sequence(source_ids=source(20))
     short = Sequence(source_ids=source(20), options=DecodingOptions(max_target_tokens=3))
-    Engine.greedy(runner).run_to_completion([sequence, short])
+    Engine.over(runner).run_to_completion([sequence, short])
     assert sequence.target_ids == list(sequence.source_ids[:9])
     assert short.target_ids == list(sequence.source_ids[:3])
     assert {sequence.finish_reason, short.finish_reason} == {FinishReason.LENGTH}
@@ -99,20 +108,125 @@ def test_long_groups_are_encoded_in_bounded_runs(monkeypatch: pytest.MonkeyPatch
     assert [s.payload.tobytes() for s in parts.sources] == [s.payload.tobytes() for s in whole.sources]
 
 
-def test_a_moved_row_goes_on_with_the_same_bits() -> None:
+def test_a_copied_row_and_lane_go_on_with_the_same_bits() -> None:
     one, other = source(13, seed=1), source(22, seed=2)
     tokens = [BOS_ID, *one[:6]]
     wanted = step_alone(synthetic_runner(COPY), tokens, one)
     runner = synthetic_runner(COPY)
     encoded = runner.encode([other, one]).sources
-    for row in range(3):
-        runner.place(row, encoded[0])
+    for lane in range(3):
+        runner.place(lane, encoded[0])
     runner.place(3, encoded[1])
     for position, token in enumerate(tokens[:-1]):
-        runner.decode_step([BOS_ID, 9, 8, token], [0, 5, 2, position], [22, 22, 22, 13], 1)
-    runner.move_row(3, 1, past_length=len(tokens) - 1, source_length=13)
-    found = runner.decode_step([BOS_ID, tokens[-1]], [0, len(tokens) - 1], [22, 13], 3)
-    assert found.token_ids[1].tobytes() + found.log_probabilities[1].tobytes() == wanted
+        fed = [BOS_ID, 9, 8, token]
+        runner.decode_step(step_inputs([0, 1, 2, 3], fed, [0, 5, 2, position], [22, 22, 22, 13]))
+    runner.copy_row(3, 1, start=0, stop=len(tokens) - 1)
+    runner.copy_lane(3, 1, source_length=13)
+    inputs = step_inputs([0, 1], [BOS_ID, tokens[-1]], [0, len(tokens) - 1], [22, 13], num_candidates=3)
+    assert bits(runner.decode_step(inputs), 1) == wanted
+
+
+def test_a_row_that_branches_copies_only_what_differs() -> None:
+    """Two rows of a lane whose targets part after two tokens; the second then becomes the first."""
+    one = source(13, seed=1)
+    tokens = [BOS_ID, *one[:5]]
+
+    def decode(copied_from: int) -> bytes:
+        runner = synthetic_runner(COPY)
+        runner.place(0, runner.encode([one]).sources[0])
+        for position, token in enumerate(tokens[:-1]):
+            others = token if position < 2 else token + 1
+            runner.decode_step(step_inputs([0, 0], [token, others], [position] * 2, [13]))
+        runner.copy_row(0, 1, start=copied_from, stop=len(tokens) - 1)
+        inputs = step_inputs([0, 0], [tokens[-1]] * 2, [len(tokens) - 1] * 2, [13], num_candidates=4)
+        found = runner.decode_step(inputs)
+        assert (bits(found, 0) == bits(found, 1)) == (copied_from <= 2)
+        return bits(found, 1)
+
+    assert decode(0) == decode(2) != decode(3)
+
+
+def test_rows_of_many_lanes_translate_what_their_lane_holds() -> None:
+    """Rows stand anywhere, lanes have 1 to 16 of them: each copies its own source, and its attention says so."""
+    runner = synthetic_runner(COPY, max_rows=30)
+    sizes = [3, 1, 16, 2, 1]
+    sources = [source(length, seed=length) for length in (9, 4, 17, 6, 25)]
+    for lane, encoded in enumerate(runner.encode(sources).sources):
+        runner.place(lane, encoded)
+    lanes = [lane for lane, size in enumerate(sizes) for _ in range(size)]
+    np.random.default_rng(1).shuffle(lanes)
+    fed = [BOS_ID] * len(lanes)
+    for position in range(4):
+        inputs = step_inputs(
+            lanes, fed, [position] * len(lanes), list(map(len, sources)), num_candidates=2, with_attention=True
+        )
+        found = runner.decode_step(inputs)
+        fed = found.candidate_ids[:, 0].tolist()
+        assert fed == [sources[lane][position] for lane in lanes]
+        assert found.attention is not None
+        assert found.attention.shape == (len(lanes), 2, 25)
+        assert (found.attention.argmax(axis=-1) == position).all()
+        np.testing.assert_allclose(found.attention.sum(axis=-1), 1, atol=1e-6)
+        for row, lane in enumerate(lanes):
+            assert not found.attention[row, :, len(sources[lane]) :].any()
+
+
+@pytest.mark.parametrize("num_candidates", [1, 2, 5, 40])
+def test_candidates_are_the_best_of_the_log_probabilities(num_candidates: int) -> None:
+    runner = synthetic_runner(COPY)
+    runner.place(0, runner.encode([source(9)]).sources[0])
+    found = runner.decode_step(step_inputs([0, 0], [BOS_ID, 40], [0, 0], [9], num_candidates=num_candidates))
+    order = np.argsort(-found.log_probabilities, axis=1, kind="stable")[:, :num_candidates]
+    np.testing.assert_array_equal(found.candidate_ids, order)
+    np.testing.assert_array_equal(
+        found.candidate_log_probabilities, np.take_along_axis(found.log_probabilities, order, axis=1)
+    )
+    assert found.attention is None
+
+
+def test_steps_of_every_size_are_bound_anew_in_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bindings that were thrown away, and one whose sources have grown longer, give the same bits."""
+    monkeypatch.setattr("service.model_runner.MAX_BINDINGS", 2)
+    runner = synthetic_runner(COPY)
+    sources = [source(9), source(60), source(30), source(14)]
+    for lane, encoded in enumerate(runner.encode(sources).sources):
+        runner.place(lane, encoded)
+    wanted = None
+    for lanes in ([0], [0, 1], [0, 1, 2], [0, 3], [0, 2, 3, 3], [0, 1]):
+        num_lanes = max(lanes) + 1
+        lengths = list(map(len, sources[:num_lanes]))
+        rows = [*lanes, *(lane for lane in range(num_lanes) if lane not in lanes)]
+        for with_attention in (False, True):
+            inputs = step_inputs(
+                rows, [BOS_ID] * len(rows), [0] * len(rows), lengths, num_candidates=3, with_attention=with_attention
+            )
+            found = bits(runner.decode_step(inputs), 0)
+            wanted = wanted or found
+            assert found == wanted
+    assert len(runner._bindings) <= 2
+    assert len(runner._candidates_bindings) <= 2
+
+
+@pytest.mark.parametrize("num_candidates", [0, -1, 505])
+def test_candidates_that_cannot_be_are_refused(num_candidates: int) -> None:
+    runner = synthetic_runner(COPY)
+    assert runner.target_vocabulary_size == 504
+    runner.place(0, runner.encode([source(9)]).sources[0])
+    with pytest.raises(ValueError, match="`num_candidates` must be between 1 and 504"):
+        runner.decode_step(step_inputs([0], [BOS_ID], [0], [9], num_candidates=num_candidates))
+
+
+@pytest.mark.parametrize("lanes", [[0] * 17, [0, 0, 2]])
+def test_lanes_of_too_many_rows_or_none_are_refused(lanes: list[int]) -> None:
+    runner = synthetic_runner(COPY, max_rows=20)
+    for lane, encoded in enumerate(runner.encode([source(9)] * 3).sources):
+        runner.place(lane, encoded)
+    sound = step_inputs([0], [BOS_ID], [0], [9])
+    before = bits(runner.decode_step(sound), 0)
+    lengths = [9] * (max(lanes) + 1)
+    with pytest.raises(ValueError, match="A lane must have between 1 and 16 rows"):
+        runner.decode_step(step_inputs(lanes, [BOS_ID] * len(lanes), [0] * len(lanes), lengths))
+    assert bits(runner.decode_step(sound), 0) == before
 
 
 @pytest.mark.parametrize("garbage", [np.nan, np.inf, 1e30])
@@ -121,26 +235,34 @@ def test_what_a_row_held_before_is_never_seen(garbage: float) -> None:
     tokens = [BOS_ID, *one[:9]]
     wanted = step_alone(synthetic_runner(COPY), tokens, one)
     runner = synthetic_runner(COPY)
-    for buffer in (runner._slab._self, runner._slab._cross, runner._slab._cross_last):
+    for buffer in (runner._slab._self, runner._slab._cross, runner._attention, runner._layout._bias):
         buffer[:] = garbage
     assert step_alone(runner, tokens, one) == wanted
 
 
-def test_a_row_of_broken_numbers_does_not_touch_the_others() -> None:
+@pytest.mark.parametrize("num_candidates", [1, 3])
+def test_a_row_of_broken_numbers_does_not_touch_other_lanes(num_candidates: int) -> None:
     one, other = source(13), source(21)
     tokens = [BOS_ID, *one[:5]]
-    wanted = step_alone(synthetic_runner(COPY), tokens, one)
-    runner = synthetic_runner(COPY)
-    first, second = runner.encode([one, other]).sources
-    runner.place(0, second)
-    runner.place(1, first)
-    runner.place(2, second)
-    runner._slab._cross[:, :, 0, :, :21] = np.nan
-    runner._slab._cross[:, :, 2, :, :21] = np.nan
-    for position, token in enumerate(tokens):
-        found = runner.decode_step([token] * 3, [position] * 3, [21, 13, 21], 3)
-    assert found.token_ids[1].tobytes() + found.log_probabilities[1].tobytes() == wanted
-    assert not np.isfinite(found.log_probabilities[[0, 2], 0]).any()
+    lanes = [0, 1, 2, 2, 2]
+
+    def decode(*, is_broken: bool) -> StepOutputs:
+        runner = synthetic_runner(COPY)
+        first, second = runner.encode([one, other]).sources
+        for lane, encoded in enumerate((second, first, second)):
+            runner.place(lane, encoded)
+        if is_broken:
+            runner._slab._cross[:, :, 0, :, :21] = np.nan
+            runner._slab._cross[:, :, 2, :, :21] = np.nan
+        for position, token in enumerate(tokens):
+            found = runner.decode_step(
+                step_inputs(lanes, [token] * 5, [position] * 5, [21, 13, 21], num_candidates=num_candidates)
+            )
+        return found
+
+    found = decode(is_broken=True)
+    assert bits(found, 1) == bits(decode(is_broken=False), 1)
+    assert not np.isfinite(found.candidate_log_probabilities[[0, 2, 3, 4], 0]).any()
 
 
 def test_arguments_out_of_bounds_are_refused_together() -> None:
@@ -186,12 +308,12 @@ def test_graphs_of_another_signature_are_refused(tmp_path: Path) -> None:
 
 def test_the_engine_survives_a_graph_that_fails() -> None:
     runner = synthetic_runner(COPY)
-    engine = Engine.greedy(runner)
+    engine = Engine.over(runner)
     running = Sequence(source_ids=source(9))
     engine.submit([running])
     engine.step()
-    binding = runner._bindings[1]
-    binding.clear_binding_inputs()  # the next step of one row lacks its inputs
+    (step,) = runner._bindings.values()
+    step.binding.clear_binding_inputs()  # the next step of one row lacks its inputs
     report = engine.step()
     assert report.decode_error is not None
     assert running.finish_reason is FinishReason.FAILED
