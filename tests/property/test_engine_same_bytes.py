@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import random
 import struct
@@ -12,30 +13,48 @@ from hypothesis import strategies as st
 
 from service.engine import Engine
 from service.model_runner import OnnxModelRunner
+from service.options import DecodingOptions
 from service.request import FinishReason, Sequence
-from service.runner import Candidates
+from service.runner import StepInputs, StepOutputs
 from service.same_bytes import probe_same_bytes
 from service.tokenizer import EOS_ID
 from tests.synthetic.fake_runner import FakeRunner
 from tests.synthetic.fixtures import REVERSE, synthetic_bundle, synthetic_runner
+from tests.synthetic.random_options import random_options
 
-Bits = tuple[list[int], bytes]
+MAX_ROWS = 10
+PLAIN = DecodingOptions()
+
+Bits = list[tuple[list[int], bytes, bytes | None]]
 
 
 def bits(sequence: Sequence) -> Bits:
-    scores = sequence.token_log_probabilities
-    return sequence.target_ids, struct.pack(f"<{len(scores)}d", *scores)
+    """Everything a caller sees of every result."""
+    assert sequence.error is None, sequence.error
+    return [
+        (
+            each.target_ids,
+            struct.pack(
+                f"<{len(each.token_log_probabilities) + 2}d",
+                *each.token_log_probabilities,
+                each.score,
+                each.normalized_score,
+            ),
+            None if each.attention is None else each.attention.tobytes(),
+        )
+        for each in sequence.hypotheses
+    ]
 
 
 @functools.cache
 def runner() -> OnnxModelRunner:
-    return synthetic_runner(REVERSE, max_rows=6)
+    return synthetic_runner(REVERSE, max_rows=MAX_ROWS)
 
 
 @functools.cache
-def alone(source: tuple[int, ...]) -> Bits:
-    sequence = Sequence(source_ids=source)
-    Engine.greedy(runner()).run_to_completion([sequence])
+def alone(source: tuple[int, ...], options: DecodingOptions = PLAIN) -> Bits:
+    sequence = Sequence(source_ids=source, options=options)
+    Engine.over(runner()).run_to_completion([sequence])
     return bits(sequence)
 
 
@@ -57,7 +76,7 @@ def test_staggered_equals_alone_to_the_bit(
 ) -> None:
     chance = random.Random(seed)
     sequences = [Sequence(source_ids=source) for source in random_sources(chance, count)]
-    engine = Engine.greedy(runner(), max_encode_tokens_per_step=budget)
+    engine = Engine.over(runner(), max_encode_tokens_per_step=budget)
     pending = list(sequences)
     while pending or not engine.is_idle:
         joining = [pending.pop() for _ in range(min(len(pending), chance.randint(0, most_joining)))]
@@ -70,10 +89,33 @@ def test_staggered_equals_alone_to_the_bit(
             assert bits(sequence) == alone(sequence.source_ids)
 
 
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 10**6), count=st.integers(2, 8))
+def test_every_option_staggered_equals_alone_to_the_bit(seed: int, count: int) -> None:
+    chance = random.Random(seed)
+    vocabulary_size = runner().target_vocabulary_size
+    sequences = [
+        Sequence(
+            source_ids=source,
+            options=random_options(
+                chance, vocabulary_size=vocabulary_size, max_target_tokens=14, max_beam_size=min(5, MAX_ROWS)
+            ),
+        )
+        for source in random_sources(chance, count)
+    ]
+    engine = Engine.over(runner())
+    pending = list(sequences)
+    while pending or not engine.is_idle:
+        engine.submit([pending.pop() for _ in range(min(len(pending), chance.randint(0, 3)))])
+        engine.step()
+    for sequence in sequences:
+        assert bits(sequence) == alone(sequence.source_ids, sequence.options)
+
+
 @pytest.mark.parametrize("num_threads", [2, 3])
 def test_threads_do_not_change_a_bit(num_threads: int) -> None:
     sequences = [Sequence(source_ids=source) for source in random_sources(random.Random(1), 12)]
-    Engine.greedy(synthetic_runner(REVERSE, max_rows=6, num_threads=num_threads)).run_to_completion(sequences)
+    Engine.over(synthetic_runner(REVERSE, max_rows=MAX_ROWS, num_threads=num_threads)).run_to_completion(sequences)
     for sequence in sequences:
         assert bits(sequence) == alone(sequence.source_ids)
 
@@ -91,12 +133,14 @@ class DependsOnCompany(FakeRunner):
 
     is_tokens = False
 
-    def decode_step(self, target_ids, past_lengths, source_lengths, num_candidates) -> Candidates:  # type: ignore[no-untyped-def]
-        found = super().decode_step(target_ids, past_lengths, source_lengths, num_candidates)
-        if len(target_ids) > 2:
-            found.log_probabilities[0, 0] -= 1e-6
+    def decode_step(self, inputs: StepInputs) -> StepOutputs:
+        """One step, wrong where there are more than two rows."""
+        found = super().decode_step(inputs)
+        if len(inputs.target_ids) > 2:
+            found.candidate_log_probabilities[0, 0] -= 1e-6
             if self.is_tokens:
-                found.token_ids[0, 0] = 77
+                found = dataclasses.replace(found, candidate_ids=found.candidate_ids.copy())
+                found.candidate_ids[0, 0] = 77
         return found
 
 
