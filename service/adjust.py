@@ -17,6 +17,10 @@ import numpy.typing as npt
 
 from service.options import DecodingOptions
 
+IMPOSSIBLE = -1.0e8
+"""Below it are tokens that cannot occur: pad, begin of sentence, and numbers that round the vocabulary up. They are as
+much as banned, also where an option bans all others."""
+
 Continuation = tuple[float, int, float]
 """A token that may follow a hypothesis: its adjusted log-probability negated, the token, the model's own
 log-probability. So plain sorting brings the best first, and of equal ones the one with the lowest id."""
@@ -74,6 +78,8 @@ class Adjuster:
         for token_id, value in zip(candidate_ids, candidate_values, strict=True):
             if token_id in banned or token_id == favoured:
                 continue
+            if value < IMPOSSIBLE:
+                break
             if token_id in seen:
                 found.append((-((value + rest) * penalty), token_id, value))
                 continue
@@ -133,6 +139,7 @@ class Adjuster:
             adjusted[rules.favoured] = -self._favour(rules.favoured, value, rules.favoured in rules.seen)[0]
         if rules.banned:
             adjusted[list(rules.banned)] = -np.inf
+        adjusted[row < IMPOSSIBLE] = -np.inf
         return adjusted
 
     def _favoured(self, target_ids: Sequence[int]) -> int | None:
