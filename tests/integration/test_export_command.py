@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +23,21 @@ from export.config import ExportConfig, VerifyConfig, parse_validation
 from export.parity import compare_tokens
 from export.validation import Sentence, ValidationSet
 from service.bundle import DECODER_NAME, ENCODER_NAME, load_bundle
+from service.manifest import DecodingDefaults
 from service.model_runner import OnnxModelRunner
-from service.runner import Candidates
+from service.runner import StepInputs, StepOutputs
 from tests.data.record_tokens import translate_tokens
 from tests.toy_checkpoint import ATTRIBUTION, LICENCE, NUM_DEV, make_toy_checkpoint, toy_pairs
 
-_GRAPHS: dict[Path, dict[str, onnx.ModelProto]] = {}
+_GRAPHS: dict[tuple[Path, int | None], dict[str, onnx.ModelProto]] = {}
 
 
-def graphs_of(checkpoint: build.Checkpoint) -> dict[str, onnx.ModelProto]:
-    """The work of torch's exporter, done once for each checkpoint of this module."""
-    if checkpoint.directory not in _GRAPHS:
-        _GRAPHS[checkpoint.directory] = fp32_graphs(checkpoint)
-    return _GRAPHS[checkpoint.directory]
+def graphs_of(checkpoint: build.Checkpoint, *, alignment_layer: int | None = None) -> dict[str, onnx.ModelProto]:
+    """The work of torch's exporter, done once for each checkpoint and layer of this module."""
+    key = (checkpoint.directory, alignment_layer)
+    if key not in _GRAPHS:
+        _GRAPHS[key] = fp32_graphs(checkpoint, alignment_layer=alignment_layer)
+    return _GRAPHS[key]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -67,6 +69,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundle(toy: Path) -> Path:
     """The toy's int8 bundle, made by the command; ten BLEU may be lost, for a toy has few tokens to lose it on."""
     words = ["--output", str(toy / "int8"), "--precision", "int8", "--data", str(toy), "--max-bleu-loss", "10"]
+    words += ["--alignment-layer", "0", "--beam-size", "4", "--length-penalty", "0.6", "--no-early-stopping"]
     assert main([str(toy / "checkpoint"), *words]) == 0
     return toy / "int8"
 
@@ -97,6 +100,25 @@ def test_the_manifest_holds_the_figures(bundle: Path) -> None:
     assert quality.score.bleu > 50
     assert "tok:zh" in quality.score.bleu_signature
     assert manifest.training_record["config"]["data"]["root"] == "."
+
+
+def test_the_manifest_holds_what_decoding_begins_with(bundle: Path) -> None:
+    manifest = load_bundle(bundle).manifest
+    assert manifest.alignment_layer == 0
+    assert manifest.decoding == DecodingDefaults(beam_size=4, length_penalty=0.6, early_stopping=False)
+
+
+def test_decoding_options_that_cannot_be_are_refused(
+    toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--precision", "fp32", "--data", str(toy), "--output", str(tmp_path / "out")]
+    assert main([str(toy / "checkpoint"), *words, "--beam-size", "17", "--patience", "0"]) == 1
+    said = capsys.readouterr().err
+    assert "`beam_size` must be at least 1 and at most 16" in said
+    assert "`patience` must be above 0" in said
+    assert main([str(toy / "checkpoint"), *words, "--alignment-layer", "7"]) == 1
+    assert "`alignment_layer` must be between 0 and the model's" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_bundle_translates(bundle: Path) -> None:
@@ -186,7 +208,14 @@ def test_verify_and_inspect(bundle: Path, toy: Path, capsys: pytest.CaptureFixtu
     assert f"of {NUM_DEV} sentences equal PyTorch's" in capsys.readouterr().out
     assert main(["inspect", str(bundle)]) == 0
     said = capsys.readouterr().out
-    for expected in ("MatMulIntegerToFloat", "past_key_self_0", load_bundle(bundle).digest, LICENCE, "chrF"):
+    for expected in (
+        "MatMulIntegerToFloat",
+        "past_key_self_0",
+        load_bundle(bundle).digest,
+        LICENCE,
+        "chrF",
+        "beam_size 4",
+    ):
         assert expected in said
 
 
@@ -219,6 +248,12 @@ def _without_mask(graphs: dict[str, onnx.ModelProto]) -> None:
             del node.input[3]  # the lengths
 
 
+def _without_source_bias(graphs: dict[str, onnx.ModelProto]) -> None:
+    for node in graphs[DECODER_NAME].graph.node:
+        if "source_bias" in node.input:
+            node.input[10] = ""
+
+
 def _without_positions(graphs: dict[str, onnx.ModelProto]) -> None:
     _zeroed(graphs, DECODER_NAME, lambda array: array.ndim == 2 and bool((array[0, 1::2] == 1).all()))
 
@@ -232,13 +267,14 @@ def _without_an_output(graphs: dict[str, onnx.ModelProto]) -> None:
     ("damage", "said"),
     [
         (_without_mask, ["The encoder must agree with PyTorch"]),
+        (_without_source_bias, ["The decoder must agree with PyTorch", "the graphs must choose PyTorch's tokens"]),
         (
             _without_positions,
             ["The decoder must agree with PyTorch", "the graphs must choose PyTorch's tokens", "more sentences"],
         ),
         (_without_an_output, ["`log_probabilities` must be among the decoder's outputs, but is missing"]),
     ],
-    ids=["padding seen", "positions lost", "output renamed"],
+    ids=["padding seen", "queries seen", "positions lost", "output renamed"],
 )
 def test_a_broken_graph_is_found_and_nothing_is_written(
     toy: Path,
@@ -253,7 +289,7 @@ def test_a_broken_graph_is_found_and_nothing_is_written(
     damage(broken)
     words = ["--precision", "fp32", "--data", str(toy), "--output", str(tmp_path / "out" / "bundle")]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "fp32_graphs", lambda _checkpoint: broken)
+        patch.setattr(build, "fp32_graphs", lambda _checkpoint, **_: broken)
         assert main([str(toy / "checkpoint"), *words]) == 1
     errors = capsys.readouterr().err
     for expected in said:
@@ -267,12 +303,12 @@ def test_a_hair_of_difference_in_company_is_found(
 ) -> None:
     step = OnnxModelRunner.decode_step
 
-    def step_in_company(self: OnnxModelRunner, target_ids: Sequence[int], *rest: Any) -> Candidates:
-        candidates = step(self, target_ids, *rest)
-        if len(target_ids) == 1:
-            return candidates
-        scores = np.nextafter(candidates.log_probabilities, np.float32(-np.inf))
-        return dataclasses.replace(candidates, log_probabilities=scores)
+    def step_in_company(self: OnnxModelRunner, inputs: StepInputs) -> StepOutputs:
+        found = step(self, inputs)
+        if len(inputs.target_ids) == 1:
+            return found
+        scores = np.nextafter(found.candidate_log_probabilities, np.float32(-np.inf))
+        return dataclasses.replace(found, candidate_log_probabilities=scores)
 
     words = ["--precision", "fp32", "--data", str(toy), "--output", str(tmp_path / "bundle")]
     with pytest.MonkeyPatch.context() as patch:
@@ -301,8 +337,8 @@ def test_a_tie_is_listed_and_a_difference_is_not_called_a_tie(toy: Path) -> None
     assert "position 1 on" in comparison.differing[0]
 
 
-def test_the_bundle_of_format_version_1_translates_as_when_it_was_made() -> None:
+def test_the_bundle_of_format_version_2_translates_as_when_it_was_made() -> None:
     data = Path(__file__).parents[1] / "data"
-    recorded = json.loads((data / "bundle-v1.tokens.json").read_text(encoding="utf-8"))
+    recorded = json.loads((data / "bundle-v2.tokens.json").read_text(encoding="utf-8"))
     assert len(recorded) > 20
-    assert translate_tokens(data / "bundle-v1", list(recorded)) == recorded
+    assert translate_tokens(data / "bundle-v2", list(recorded)) == recorded

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from service.bundle import MAX_MANIFEST_BYTES, BundleError, load_bundle, manifest_checksum_line
 
-FIXTURE = Path(__file__).parents[1] / "data" / "bundle-v1"
+FIXTURE = Path(__file__).parents[1] / "data" / "bundle-v2"
 FILES = sorted(path.relative_to(FIXTURE).as_posix() for path in FIXTURE.rglob("*") if path.is_file())
 
 Change = Callable[[dict[str, Any]], object]
@@ -122,8 +122,17 @@ def test_a_path_that_is_not_plain_is_refused(bundle: Path, path: str) -> None:
 
 
 def test_a_newer_format_is_refused_and_nothing_else_is_said_of_it(bundle: Path) -> None:
-    rewrite(bundle, lambda fields: fields.update(format_version=2, unheard_of=True))
-    assert problems_of(bundle) == ["format version 2 is newer than this build reads (1)"]
+    rewrite(bundle, lambda fields: fields.update(format_version=3, unheard_of=True))
+    assert problems_of(bundle) == ["format version 3 is newer than this build reads (2)"]
+
+
+def test_an_older_format_is_refused_and_nothing_else_is_said_of_it(bundle: Path) -> None:
+    def as_version_1(fields: dict[str, Any]) -> None:
+        fields["format_version"] = 1
+        del fields["alignment_layer"], fields["decoding"]
+
+    rewrite(bundle, as_version_1)
+    assert problems_of(bundle) == ["format version 1 is older than this build reads (2): export the checkpoint again"]
 
 
 @pytest.mark.parametrize("version", [0, -1, True, "1", None, 1.0])

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
-from service.graph_signature import Architecture, GraphSignature, TensorSignature
-from service.manifest import Manifest, ManifestError
+from service.graph_signature import LANE_INPUTS, Architecture, GraphSignature, TensorSignature
+from service.manifest import DecodingDefaults, Manifest, ManifestError
+from service.options import DecodingOptions
+from service.pb.translation.v1 import translation_pb2 as pb
 
-FIXTURE = Path(__file__).parents[1] / "data" / "bundle-v1" / "manifest.json"
+FIXTURE = Path(__file__).parents[1] / "data" / "bundle-v2" / "manifest.json"
 ARCHITECTURE = Architecture(
     width=8,
     heads=2,
@@ -91,6 +93,46 @@ def test_numbers_that_json_does_not_have_are_never_written(fields: dict[str, Any
         dataclasses.replace(manifest, quality=(quality,)).to_json()
 
 
+def test_decoding_defaults_are_read_and_those_that_are_not_given_are_none(fields: dict[str, Any]) -> None:
+    assert Manifest.from_json(json.dumps(fields)).decoding == DecodingDefaults()
+    assert DecodingDefaults().given == {}
+    fields["decoding"] = {"beam_size": 4, "length_penalty": 1, "no_unknown": True}
+    decoding = Manifest.from_json(json.dumps(fields)).decoding
+    assert decoding == DecodingDefaults(beam_size=4, length_penalty=1.0, no_unknown=True)
+    assert decoding.given == {"beam_size": 4, "length_penalty": 1.0, "no_unknown": True}
+    del fields["decoding"]
+    assert Manifest.from_json(json.dumps(fields)).decoding == DecodingDefaults()
+
+
+def test_every_problem_of_the_decoding_defaults_is_reported(fields: dict[str, Any]) -> None:
+    fields["decoding"] = {"beam_size": 17, "patience": 0, "min_target_ratio": -1, "max_target_ratio": 0}
+    fields["alignment_layer"] = 9
+    problems = "\n".join(problems_of(fields))
+    for said in (
+        "decoding: `beam_size` must be at least 1 and at most 16, but is 17",
+        "decoding: `patience` must be above 0",
+        "decoding: `min_target_ratio` must be at least 0",
+        "decoding: `max_target_ratio` must be above 0",
+        "`alignment_layer` must be between 0 and",
+    ):
+        assert said in problems
+    fields["decoding"] = {"min_target_ratio": 2, "max_target_ratio": 1.5}
+    assert "must be at most `max_target_ratio` 1.5" in "\n".join(problems_of(fields))
+    fields["decoding"] = {"beam_size": 2.5, "beams": 3}
+    assert sorted(problems_of(fields)) == [
+        "`decoding.beam_size` must be of type int, but is 2.5.",
+        "`decoding.beams` is not known.",
+    ]
+
+
+def test_decoding_defaults_are_named_as_the_interface_names_them() -> None:
+    names = set(pb.DecodingOptions.DESCRIPTOR.fields_by_name)
+    assert {entry.name for entry in dataclasses.fields(DecodingDefaults)} <= names
+    options = {entry.name for entry in dataclasses.fields(DecodingOptions)}
+    not_the_engines = {entry.name for entry in dataclasses.fields(DecodingDefaults)} - options
+    assert not_the_engines == {"min_target_ratio", "max_target_ratio", "no_unknown"}
+
+
 @dataclass
 class Argument:
     """An input or output as a session describes it."""
@@ -109,32 +151,35 @@ def test_graphs_of_the_signature_have_no_problem() -> None:
     signature = GraphSignature.of(ARCHITECTURE)
     assert signature.check_encoder(*map(arguments, (signature.encoder_inputs, signature.encoder_outputs))) == []
     assert signature.check_decoder(*map(arguments, (signature.decoder_inputs, signature.decoder_outputs))) == []
+    of_candidates = map(arguments, (signature.candidates_inputs, signature.candidates_outputs))
+    assert signature.check_candidates(*of_candidates) == []
 
 
-def test_the_signature_has_six_caches_in_and_four_out_for_each_layer() -> None:
+def test_the_signature_has_four_caches_in_and_out_for_each_layer() -> None:
     signature = GraphSignature.of(ARCHITECTURE)
     assert len(signature.encoder_outputs) == 2 * ARCHITECTURE.decoder_layers
-    assert len(signature.decoder_inputs) == 3 + 6 * ARCHITECTURE.decoder_layers
-    assert len(signature.decoder_outputs) == 1 + 4 * ARCHITECTURE.decoder_layers
+    assert len(signature.decoder_inputs) == 3 + len(LANE_INPUTS) + 4 * ARCHITECTURE.decoder_layers
+    assert len(signature.decoder_outputs) == 2 + 4 * ARCHITECTURE.decoder_layers
     names = [tensor.name for tensor in (*signature.decoder_inputs, *signature.decoder_outputs)]
     assert len(set(names)) == len(names)
-    first = signature.decoder_outputs[0]
+    first, attention = signature.decoder_outputs[:2]
     assert (first.name, first.axes) == ("log_probabilities", ("B", 16))
+    assert (attention.name, attention.axes) == ("attention", ("N", 2, "Q", "P"))
 
 
 def test_every_difference_from_the_signature_is_named() -> None:
     signature = GraphSignature.of(ARCHITECTURE)
     inputs, outputs = arguments(signature.decoder_inputs), arguments(signature.decoder_outputs)
     inputs[0].type = "tensor(int32)"
-    inputs[1].shape = ["B", 1]
-    inputs[3].shape[2] = 20  # M must stay dynamic
-    inputs[4].shape[3] = 8
-    del inputs[5]
+    inputs[1].shape = ["B"]
+    inputs[9].shape[2] = 20  # M must stay dynamic
+    inputs[10].shape[3] = 8
+    del inputs[11]
     outputs[0].name = "scores"
     problems = signature.check_decoder(inputs, outputs)
     assert problems == [
         "`target_ids` among the decoder's inputs must be tensor(int64), but is tensor(int32).",
-        "`past_lengths` among the decoder's inputs must have axes ['B'], but has ['B', 1].",
+        "`past_lengths` among the decoder's inputs must have axes ['B', 1], but has ['B'].",
         "`past_key_self_0` among the decoder's inputs must have axes ['B', 2, 'M', 4], but has ['B', 2, 20, 4].",
         "`past_value_self_0` among the decoder's inputs must have axes ['B', 2, 'M', 4], but has ['B', 2, 'M', 8].",
         "`cross_key_0` must be among the decoder's inputs, but is missing.",

@@ -11,7 +11,7 @@ from service.models import ModelsError, find_bundles, load_models, open_model
 from service.segments import split_item
 from tests.synthetic.bundle import SyntheticOptions, build_synthetic_bundle
 
-FIXTURE = Path(__file__).parents[1] / "data" / "bundle-v1"
+FIXTURE = Path(__file__).parents[1] / "data" / "bundle-v2"
 BUNDLE_FILES = ("manifest.json", "manifest.sha256", "encoder.onnx", "decoder.onnx")
 
 
