@@ -29,18 +29,25 @@ from service.tokenizer import PAD_ID
 
 PROVIDERS = {"cpu": "CPUExecutionProvider"}
 MAX_PADDED_TOKENS_PER_RUN = 4096
+MAX_ENCODER_BINDINGS = 32
+MAX_KEPT_ENCODER_TOKENS = 256
+"""Shapes of encoder runs whose buffers are kept: small ones, which are run again and again."""
 MAX_BINDINGS = 512
 """Bindings kept of each graph: made anew they take 0.2 ms, a step of one row."""
 
 
 @dataclass(slots=True)
-class _StepBinding:
-    """The decoder bound to the buffers of one size of step."""
+class _EncoderBinding:
+    """The encoder bound to buffers of one shape."""
 
     binding: Any
     """Of ONNX Runtime."""
-    num_positions: int
-    """P that it was last bound with."""
+    source_ids: npt.NDArray[np.int64]
+    """[B,S]."""
+    source_lengths: npt.NDArray[np.int32]
+    """[B]."""
+    cross: npt.NDArray[np.float32]
+    """[L,2,B,H,S,K]."""
 
 
 @dataclass(slots=True)
@@ -137,7 +144,8 @@ class OnnxModelRunner:
         # Not cleared: untouched pages cost nothing.
         self._attention = np.empty(max_rows * architecture.heads * SPARE_POSITIONS * slot_length, np.float32)
         self._every_position = np.arange(slot_length, dtype=np.int32)
-        self._bindings: dict[tuple[int, int, int, bool], _StepBinding] = {}
+        self._bindings: dict[tuple[int, int, int, int, bool], Any] = {}
+        self._encoder_bindings: dict[tuple[int, int], _EncoderBinding] = {}
         self._candidates_bindings: dict[tuple[int, int], _CandidatesBinding] = {}
 
     @property
@@ -190,7 +198,8 @@ class OnnxModelRunner:
             most = max(1, MAX_PADDED_TOKENS_PER_RUN // padded_length)
             for start in range(0, len(indices), most):
                 chosen = indices[start : start + most]
-                cross = self._encode_run([sources[index] for index in chosen], padded_length)  # [L,2,B,H,S,K]
+                is_first = start == 0  # later ones of the same shape must not write over it
+                cross = self._encode_run([sources[index] for index in chosen], padded_length, may_keep=is_first)
                 for position, index in enumerate(chosen):
                     encoded[index] = EncodedSource(
                         source_length=len(sources[index]), payload=cross[:, :, position]
@@ -201,24 +210,42 @@ class OnnxModelRunner:
             num_padded_tokens=num_padded,
         )
 
-    def _encode_run(self, sources: list[Ids[int]], padded_length: int) -> npt.NDArray[np.float32]:
-        """Cross keys and values [L,2,B,H,S,K] of sources of one rounded length."""
-        architecture = self._architecture
-        num_rows = len(sources)
-        source_ids = np.full((num_rows, padded_length), PAD_ID, np.int64)  # [B,S]
+    def _encode_run(self, sources: list[Ids[int]], padded_length: int, *, may_keep: bool) -> npt.NDArray[np.float32]:
+        """Cross keys and values [L,2,B,H,S,K] of sources of one rounded length.
+
+        With `may_keep` they may lie in buffers that the next call of `encode` writes over.
+        """
+        shape = (len(sources), padded_length)
+        bound = self._encoder_bindings.get(shape) if may_keep else None
+        if bound is None:
+            bound = self._bind_encoder(*shape)
+            if may_keep and math.prod(shape) <= MAX_KEPT_ENCODER_TOKENS:
+                if len(self._encoder_bindings) >= MAX_ENCODER_BINDINGS:
+                    self._encoder_bindings.clear()
+                self._encoder_bindings[shape] = bound
+        bound.source_ids.fill(PAD_ID)
         for row, source in enumerate(sources):
-            source_ids[row, : len(source)] = source
-        source_lengths = np.array([len(source) for source in sources], np.int32)  # [B]
+            bound.source_ids[row, : len(source)] = source
+        bound.source_lengths[:] = [len(source) for source in sources]
+        self._encoder.run_with_iobinding(bound.binding)
+        return bound.cross
+
+    def _bind_encoder(self, num_rows: int, padded_length: int) -> _EncoderBinding:
+        """The encoder on new buffers."""
+        architecture = self._architecture
         layers, heads, head_width = architecture.decoder_layers, architecture.heads, architecture.head_width
-        cross = np.empty((layers, 2, num_rows, heads, padded_length, head_width), np.float32)
-        binding = self._encoder.io_binding()
-        _bind_input(binding, "source_ids", source_ids)
-        _bind_input(binding, "source_lengths", source_lengths)
+        bound = _EncoderBinding(
+            binding=self._encoder.io_binding(),
+            source_ids=np.empty((num_rows, padded_length), np.int64),
+            source_lengths=np.empty(num_rows, np.int32),
+            cross=np.empty((layers, 2, num_rows, heads, padded_length, head_width), np.float32),
+        )
+        _bind_input(bound.binding, "source_ids", bound.source_ids)
+        _bind_input(bound.binding, "source_lengths", bound.source_lengths)
         for i in range(layers):
-            _bind_output(binding, names.cross_key(i), cross[i, 0])
-            _bind_output(binding, names.cross_value(i), cross[i, 1])
-        self._encoder.run_with_iobinding(binding)
-        return cross
+            _bind_output(bound.binding, names.cross_key(i), bound.cross[i, 0])
+            _bind_output(bound.binding, names.cross_value(i), bound.cross[i, 1])
+        return bound
 
     def place(self, lane: int, encoded: EncodedSource) -> None:
         """Makes `lane` ready: its rows can decode that source from their first token."""
@@ -266,21 +293,17 @@ class OnnxModelRunner:
     def _step_binding(self, with_attention: bool) -> Any:
         """The decoder's inputs and outputs on the buffers, which never move, as large as the layout says."""
         layout = self._layout
-        key = (layout.num_rows, layout.num_lanes, layout.num_slots, with_attention)
-        step = self._bindings.get(key)
-        if step is None:
+        key = (layout.num_rows, layout.num_lanes, layout.num_slots, layout.num_positions, with_attention)
+        binding = self._bindings.get(key)
+        if binding is None:
             if len(self._bindings) >= MAX_BINDINGS:
                 self._bindings.clear()
-            step = _StepBinding(self._bind_decoder(layout.num_rows, layout.num_lanes), layout.num_positions)
-            self._bind_lanes(step.binding, with_attention)
-            self._bindings[key] = step
-        elif step.num_positions != layout.num_positions:
-            self._bind_lanes(step.binding, with_attention)
-            step.num_positions = layout.num_positions
-        return step.binding
+            binding = self._bindings[key] = self._bind_decoder(layout.num_rows, layout.num_lanes)
+            self._bind_lanes(binding, with_attention)
+        return binding
 
     def _bind_decoder(self, num_rows: int, num_lanes: int) -> Any:
-        """All but what depends on the layout."""
+        """All but the lanes' layout."""
         binding = self._decoder.io_binding()
         _bind_input(binding, "target_ids", self._target_ids[:num_rows])
         _bind_input(binding, "past_lengths", self._past_lengths[:num_rows])

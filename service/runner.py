@@ -25,7 +25,7 @@ class EncodedSource:
     source_length: int
     """Source tokens, end of sentence included."""
     payload: Any
-    """Cross keys and values; only the runner that made them knows their shape."""
+    """Cross keys and values; only the runner that made them knows their shape. They hold until its next `encode`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -93,19 +93,32 @@ def test_encoding_does_not_depend_on_company() -> None:
 def test_long_groups_are_encoded_in_bounded_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     runner = synthetic_runner(COPY)
     sources = [source(20, seed=seed) for seed in range(7)]
-    whole = runner.encode(sources)
+    whole = [each.payload.tobytes() for each in runner.encode(sources).sources]
     monkeypatch.setattr("service.model_runner.MAX_PADDED_TOKENS_PER_RUN", 50)  # two of 24 fit
     sizes: list[int] = []
     run = runner._encode_run
 
-    def watched(some: list[Row[int]], length: int) -> npt.NDArray[np.float32]:
+    def watched(some: list[Row[int]], length: int, *, may_keep: bool) -> npt.NDArray[np.float32]:
         sizes.append(len(some))
-        return run(some, length)
+        return run(some, length, may_keep=may_keep)
 
     monkeypatch.setattr(runner, "_encode_run", watched)
     parts = runner.encode(sources)
     assert sizes == [2, 2, 2, 1]
-    assert [s.payload.tobytes() for s in parts.sources] == [s.payload.tobytes() for s in whole.sources]
+    assert [each.payload.tobytes() for each in parts.sources] == whole
+    assert [each.payload.tobytes() for each in runner.encode(sources[::-1]).sources] == whole[::-1]
+
+
+def test_kept_buffers_of_the_encoder_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.model_runner.MAX_ENCODER_BINDINGS", 2)
+    monkeypatch.setattr("service.model_runner.MAX_KEPT_ENCODER_TOKENS", 32)
+    runner = synthetic_runner(COPY)
+    short = runner.encode([source(5)]).sources[0].payload.tobytes()
+    for length in (3, 12, 20, 30, 40, 5):
+        encoded = runner.encode([source(length)]).sources[0].payload
+        assert len(runner._encoder_bindings) <= 2
+        assert all(np.prod(shape) <= 32 for shape in runner._encoder_bindings)
+    assert encoded.tobytes() == short
 
 
 def test_a_copied_row_and_lane_go_on_with_the_same_bits() -> None:
@@ -312,8 +325,8 @@ def test_the_engine_survives_a_graph_that_fails() -> None:
     running = Sequence(source_ids=source(9))
     engine.submit([running])
     engine.step()
-    (step,) = runner._bindings.values()
-    step.binding.clear_binding_inputs()  # the next step of one row lacks its inputs
+    (binding,) = runner._bindings.values()
+    binding.clear_binding_inputs()  # the next step of one row lacks its inputs
     report = engine.step()
     assert report.decode_error is not None
     assert running.finish_reason is FinishReason.FAILED
