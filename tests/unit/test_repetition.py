@@ -3,8 +3,55 @@
 import random
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from service.repetition import MAX_PERIOD, find_loop, is_repetitive, unlooped_length
+from service.repetition import (
+    MAX_PERIOD,
+    MIN_COPIES,
+    MIN_LOOP_TOKENS,
+    Loop,
+    find_loop,
+    is_repetitive,
+    unlooped_length,
+)
+
+few_kinds = st.lists(st.integers(4, 7), max_size=40)
+loops = st.builds(
+    lambda before, group, copies, after: before + group * copies + after,
+    st.lists(st.integers(4, 9), max_size=8),
+    st.lists(st.integers(4, 9), min_size=1, max_size=5),
+    st.integers(2, 7),
+    st.lists(st.integers(4, 9), max_size=8),
+)
+
+
+def loops_by_definition(ids: list[int]) -> list[Loop]:
+    """A group of tokens that stands so many times in a row, so many tokens in all; shortest and first ones first."""
+    found = []
+    for period in range(1, MAX_PERIOD + 1):
+        num_tokens = max(MIN_COPIES * period, MIN_LOOP_TOKENS)
+        for start in range(len(ids) - num_tokens + 1):
+            if all(ids[start + i] == ids[start + i % period] for i in range(num_tokens)):
+                found.append(Loop(start, period))
+    return found
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(ids=few_kinds | loops)
+def test_the_first_loop_of_the_definition_is_found(ids: list[int]) -> None:
+    assert find_loop(ids) == next(iter(loops_by_definition(ids)), None)
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(ids=few_kinds | loops, cut=st.integers(0, 60))
+def test_what_was_told_at_any_time_stays_before_any_loop_that_comes(ids: list[int], cut: int) -> None:
+    """Whenever a stream is looked at: whatever loop is not there yet, nothing behind its first copy was told."""
+    known = loops_by_definition(ids[:cut])
+    told = unlooped_length(ids[:cut])
+    for loop in loops_by_definition(ids):
+        if loop not in known:
+            assert loop.first_stop >= told
 
 
 @pytest.mark.parametrize(
