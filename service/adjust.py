@@ -92,10 +92,7 @@ class Adjuster:
         is_sure = not wanted or len(candidate_ids) == row.size or (len(found) >= count and -found[count - 1][0] > least)
         if not is_sure:
             found = self._best_of_all(row, rules, count)
-        if not found:
-            value = float(row[self._eos_id])
-            return [(-(value + rest), self._eos_id, value)]
-        return found[:count]
+        return found[:count] or [self._end_of_sentence(row, rules)]
 
     def all(self, target_ids: Sequence[int], row: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
         """The adjusted log-probability of every token [V]; minus infinity where one may not be taken.
@@ -105,7 +102,7 @@ class Adjuster:
         rules = self._rules(target_ids)
         adjusted = self._adjust_all(row, rules)
         if np.isneginf(adjusted).all():
-            adjusted[self._eos_id] = row[self._eos_id] + rules.rest
+            adjusted[self._eos_id] = -self._end_of_sentence(row, rules)[0]
         return adjusted
 
     def _rules(self, target_ids: Sequence[int]) -> _Rules:
@@ -116,6 +113,16 @@ class Adjuster:
             favoured,
             0.0 if favoured is None else math.log1p(-self._bias),
         )
+
+    def _end_of_sentence(self, row: npt.NDArray[np.float32], rules: _Rules) -> Continuation:
+        """What is left where nothing else may follow: bans do not hold for it."""
+        token_id = self._eos_id
+        value = float(row[token_id])
+        is_seen = token_id in rules.seen
+        if token_id == rules.favoured:
+            return self._favour(token_id, value, is_seen)
+        adjusted = value + rules.rest
+        return -(adjusted * self._penalty if is_seen else adjusted), token_id, value
 
     def _best_of_all(self, row: npt.NDArray[np.float32], rules: _Rules, count: int) -> list[Continuation]:
         adjusted = self._adjust_all(row, rules)
