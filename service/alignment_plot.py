@@ -47,7 +47,7 @@ def draw_alignments(segments: Sequence[Segment], path: str | Path) -> set[str]:
     families, missing = _fonts({character for pair in labels for side in pair for text in side for character in text})
     heights = [len(target) * _INCHES_PER_TOKEN + _MARGIN_INCHES for _, target in labels]
     width = max(len(source) for source, _ in labels) * _INCHES_PER_TOKEN + _MARGIN_INCHES + 1
-    settings: Any = {"font.family": families, "svg.fonttype": "none"}
+    settings: Any = {"font.family": families, "svg.fonttype": "none", "svg.hashsalt": "alignment"}
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from")  # the caller is told
         figure = Figure(figsize=(max(width, 4), sum(heights)), layout="constrained")
@@ -57,7 +57,7 @@ def draw_alignments(segments: Sequence[Segment], path: str | Path) -> set[str]:
             image = _draw_one(panel, segment.alignment.weights, source, target)
         figure.colorbar(image, ax=list(panels), label="attention", shrink=min(1, 3 / sum(heights)))
         try:
-            figure.savefig(path, dpi=150)
+            figure.savefig(path, dpi=150, metadata={"Date": None} if str(path).endswith(".svg") else None)
         except (OSError, ValueError) as error:
             raise PlotError(f"The picture must be written to {path}, but cannot be: {error}") from error
     return missing

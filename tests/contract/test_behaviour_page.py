@@ -8,6 +8,7 @@ from service.config import Setting, settings
 from service.errors import TABLE, failure_of
 from service.flags import placeholders
 from service.metrics import Metrics
+from service.options_reader import built_in_defaults
 from service.pb.translation.v1 import translation_pb2 as pb
 from service.refusals import (
     DeadlineError,
@@ -127,6 +128,18 @@ def test_finish_reasons_and_flags() -> None:
     assert [row[0] for row in table("finish reason")] == reasons
     flags = [name.removeprefix("SEGMENT_FLAG_") for name, number in pb.SegmentFlag.items() if number]
     assert [row[0] for row in table("flag")] == flags
+
+
+def test_every_decoding_option_with_its_default() -> None:
+    rows = table("option")
+    assert [row[0] for row in rows] == [entry.name for entry in pb.DecodingOptions.DESCRIPTOR.fields]
+    defaults = built_in_defaults()
+    for name, _, left_out, _ in rows:
+        if name.startswith("with_") or any(entry.name == name for entry, _ in defaults.ListFields()):
+            value = getattr(defaults, name)
+            assert left_out == (json.dumps(value) if isinstance(value, bool) else f"{value:g}"), name
+        else:
+            assert left_out == "none", name
 
 
 def test_the_placeholders_named_are_found() -> None:

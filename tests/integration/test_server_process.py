@@ -261,7 +261,8 @@ def test_reflection_tells_tools_the_interface(server: ServerProcess) -> None:
         for binary in reply.file_descriptor_response.file_descriptor_proto
     )
     assert file.package == "translation.v1"
-    assert [method.name for method in file.service[0].method] == ["TranslateText", "StreamTranslateText", "ScoreText", "GetServerInfo"]
+    methods = [method.name for method in file.service[0].method]
+    assert methods == ["TranslateText", "StreamTranslateText", "ScoreText", "GetServerInfo"]
 
 
 async def test_the_callers_identity_of_a_call_is_kept(server: ServerProcess) -> None:
