@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from collections.abc import Sequence as Items
+from dataclasses import replace
 
 from export.config import ExportError
 from export.validation import MAX_TARGET_EXTRA, MAX_TARGET_FACTOR, Sentence
@@ -28,8 +30,13 @@ def open_runner(bundle: Bundle, sentences: Iterable[Sentence], *, max_rows: int,
     )
 
 
-def decode_by_engine(engine: Engine, sentences: Iterable[Sentence]) -> list[Sequence]:
+def decode_by_engine(
+    engine: Engine, sentences: Items[Sentence], options: Items[DecodingOptions] = ()
+) -> list[Sequence]:
     """Decodes sentences together, as many at a time as the engine has rows; results in the order given.
+
+    `options` are those of each sentence, but for its limit of target tokens; none: greedy search. Loops are left as
+    they are, for PyTorch leaves them too.
 
     Raises:
         ExportError: if the graphs fail on a sentence.
@@ -37,9 +44,9 @@ def decode_by_engine(engine: Engine, sentences: Iterable[Sentence]) -> list[Sequ
     sequences = [
         Sequence(
             source_ids=sentence.source_ids,
-            options=DecodingOptions(max_target_tokens=sentence.max_target_tokens, guards_repetition=False),
+            options=replace(its, max_target_tokens=sentence.max_target_tokens, guards_repetition=False),
         )
-        for sentence in sentences
+        for sentence, its in zip(sentences, options or [DecodingOptions()] * len(sentences), strict=True)
     ]
     engine.run_to_completion(sequences)
     failed = [sequence for sequence in sequences if sequence.finish_reason is FinishReason.FAILED]

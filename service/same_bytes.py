@@ -1,9 +1,9 @@
 """Whether this machine keeps promise 1: a translation's tokens and scores are the same bits in whatever company.
 
-A few sentences are decoded alone, all together, and staggered (joining while others are in the middle), through the
-engine and the runner that serve. Run at start-up and by `python -m service check`; well under a second on the default
-model. Its sentences are random token ids, so it needs no text; `export` tests more, on real sentences, with a check of
-its own (`export/same_bytes.py`) before it writes a bundle.
+A few sentences, every third by beam search, are decoded alone, all together, and staggered (joining while others are in
+the middle), through the engine and the runner that serve. Run at start-up and by `python -m service check`; well under
+a second on the default model. Its sentences are random token ids, so it needs no text; `export` tests more, on real
+sentences, with a check of its own (`export/same_bytes.py`) before it writes a bundle.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import struct
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Ids
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from service.engine import Engine
-from service.request import DecodingOptions, FinishReason, Sequence
+from service.options import DecodingOptions
+from service.request import FinishReason, Sequence
 from service.runner import Runner
 from service.tokenizer import EOS_ID, SPECIAL_PIECES
 
@@ -24,6 +25,7 @@ PROBE_SEED = 20_171
 NUM_PROBE_SENTENCES = 12
 MAX_PROBE_SOURCE_TOKENS = 40
 MAX_PROBE_TARGET_TOKENS = 12
+PROBE_BEAM_SIZE = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,10 +103,15 @@ def probe_same_bytes(
     started_at = clock()
     if sources is None:
         sources = probe_sources(runner.source_vocabulary_size, runner.max_source_tokens)
-    options = DecodingOptions(max_target_tokens=min(max_target_tokens, runner.max_target_tokens))
+    greedy = DecodingOptions(max_target_tokens=min(max_target_tokens, runner.max_target_tokens))
+    beam_size = max(1, min(PROBE_BEAM_SIZE, runner.max_rows // 2))  # there must be room for company
+    beam = replace(greedy, beam_size=beam_size, num_hypotheses=beam_size, with_alignment=True)
 
     def new() -> list[Sequence]:
-        return [Sequence(source_ids=tuple(source), options=options) for source in sources]
+        return [
+            Sequence(source_ids=tuple(source), options=beam if index % 3 == 2 else greedy)
+            for index, source in enumerate(sources)
+        ]
 
     alone, together, staggered = new(), new(), new()
     ways = {"together": together, "staggered": staggered}
@@ -121,7 +128,7 @@ def probe_same_bytes(
     else:
         for way, decoded in ways.items():
             for index, (one, other) in enumerate(zip(alone, decoded, strict=True)):
-                if _bits(one) != _bits(other):
+                if result_bits(one) != result_bits(other):
                     is_tokens = one.target_ids != other.target_ids
                     differences.append(Difference(way=way, index=index, is_tokens=is_tokens))
     return ProbeResult(
@@ -139,7 +146,7 @@ def _run(runner: Runner, sequences: list[Sequence], *, per_step: int) -> None:
     Raises:
         Exception: what a sequence failed with.
     """
-    engine = Engine.greedy(runner)
+    engine = Engine.over(runner)
     pending = sequences[::-1]
     while pending or not engine.is_idle:
         for _ in range(min(per_step, len(pending))):
@@ -150,7 +157,14 @@ def _run(runner: Runner, sequences: list[Sequence], *, per_step: int) -> None:
             raise sequence.error or RuntimeError("A sequence of the probe failed.")
 
 
-def _bits(sequence: Sequence) -> tuple[list[int], bytes]:
-    """Everything a caller sees of a decoded sequence, as bits: equal floats need not be equal bits."""
-    scores = sequence.token_log_probabilities
-    return sequence.target_ids, struct.pack(f"<{len(scores)}d", *scores)
+def result_bits(sequence: Sequence) -> list[tuple[list[int], bytes, bytes]]:
+    """Everything a caller sees of a decoded sequence, as bits: equal floats need not be equal bits.
+
+    Tokens, scores and attention of each hypothesis.
+    """
+    bits = []
+    for each in sequence.hypotheses:
+        scores = [*each.token_log_probabilities, each.score, each.normalized_score]
+        attention = b"" if each.attention is None else each.attention.tobytes()
+        bits.append((each.target_ids, struct.pack(f"<{len(scores)}d", *scores), attention))
+    return bits

@@ -305,7 +305,7 @@ def test_a_hair_of_difference_in_company_is_found(
 
     def step_in_company(self: OnnxModelRunner, inputs: StepInputs) -> StepOutputs:
         found = step(self, inputs)
-        if len(inputs.target_ids) == 1:
+        if len(inputs.source_lengths) == 1:
             return found
         scores = np.nextafter(found.candidate_log_probabilities, np.float32(-np.inf))
         return dataclasses.replace(found, candidate_log_probabilities=scores)
