@@ -146,12 +146,13 @@ class _Side:
         self.reserved_ids: dict[str, int] = {symbol: ids[symbol] for symbol in reserved_symbols}
         self._space_id = ids.get(_SPACE)
         self.byte_ids: dict[int, int] = {}  # byte value -> id
-        self._byte_values: dict[int, int] = {}  # id -> byte value
+        self._parts: list[str | int] = [piece.replace(_SPACE, " ") for piece in self.pieces]  # see `part_of`
+        self._parts[: len(SPECIAL_PIECES)] = ["", _REPLACEMENT, "", ""]
         for i, piece in enumerate(self.pieces):
             match = _BYTE_PIECE.fullmatch(piece)
             if match and self._processor.IsByte(i):
+                self._parts[i] = int(match[1], 16)
                 self.byte_ids[int(match[1], 16)] = i
-                self._byte_values[i] = int(match[1], 16)
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, without bos and eos."""
@@ -186,30 +187,27 @@ class _Side:
         parts: list[str] = []
         pending = bytearray()
         for token_id in ids:
-            value = self._byte_values.get(token_id)
-            if value is not None:
-                pending.append(value)
+            part = self.part_of(token_id)
+            if isinstance(part, int):
+                pending.append(part)
                 continue
             if pending:
                 parts.append(pending.decode("utf-8", errors="replace"))
                 pending.clear()
-            parts.append(self.decode_one(token_id))
+            parts.append(part)
         if pending:
             parts.append(pending.decode("utf-8", errors="replace"))
         return "".join(parts).strip(" ")
 
     def part_of(self, token_id: int) -> str | int:
-        """What one id adds to a text: characters, or a byte's value."""
-        value = self._byte_values.get(token_id)
-        return self.decode_one(token_id) if value is None else value
+        """What one id adds to a text: characters, or a byte's value.
 
-    def decode_one(self, token_id: int) -> str:
-        """Characters of an id that is no byte piece; see `decode`."""
+        Raises:
+            ValueError: if it is outside the vocabulary.
+        """
         if not 0 <= token_id < self.vocab_size:
             raise ValueError(f"A token id must be between 0 and {self.vocab_size - 1}, but is {token_id}.")
-        if token_id == UNK_ID:
-            return _REPLACEMENT
-        return self.pieces[token_id].replace(_SPACE, " ") if token_id >= len(SPECIAL_PIECES) else ""
+        return self._parts[token_id]
 
 
 class GrowingText:
