@@ -10,6 +10,7 @@ named by their ids; 0..3 are pad, unk, bos and eos.
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import ctranslate2
 import numpy as np
@@ -34,15 +35,15 @@ def convert(shape: dict, weights: dict, directory: Path) -> None:
         (shape["encoder_layers"], shape["decoder_layers"]), shape["heads"], pre_norm=shape["norm"] == "pre"
     )
 
-    def linear(target, *names: str) -> None:
+    def linear(target: Any, *names: str) -> None:
         """One linear layer, or several of one input joined."""
         target.weight = np.concatenate([weights[f"{name}.weight"] for name in names])
         target.bias = np.concatenate([weights[f"{name}.bias"] for name in names])
 
-    def norm(target, name: str) -> None:
+    def norm(target: Any, name: str) -> None:
         target.gamma, target.beta = weights[f"{name}.weight"], weights[f"{name}.bias"]
 
-    def common(target, name: str) -> None:
+    def common(target: Any, name: str) -> None:
         """What encoder and decoder layers share."""
         own = f"{name}.self_attention"
         linear(target.self_attention.linear[0], f"{own}.query", f"{own}.key", f"{own}.value")
