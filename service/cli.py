@@ -1,6 +1,7 @@
 """The command line: `python -m service serve|translate|score|models|check`."""
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -239,6 +240,8 @@ def _models(parsed: argparse.Namespace) -> int:
         same = "same bytes" if model.is_same_bytes else "NOT the same bytes under load"
         pair = f"{model.source_language_code} → {model.target_language_code}"
         print(f"{model.name}  {pair}  {model.precision}  {model.digest[:12]}  {same}")
+        defaults = (f"{entry.name} {json.dumps(value)}" for entry, value in model.default_decoding_options.ListFields())
+        print(f"    decoding: {', '.join(defaults)}")
     print(f"version {info.version}, ONNX Runtime {info.runtime_version}, {info.provider}, {info.num_threads} thread(s)")
     return 0
 

@@ -84,7 +84,7 @@ class LimitsConfig:
     max_characters_per_item: int = _setting(100_000, least=1)
     """Characters (code points) of one item."""
     max_concurrent_calls: int = _setting(1024, least=1)
-    """Translate calls that may be in progress; more are refused at once."""
+    """Calls that may be in progress; more are refused at once."""
     max_waiting_segments: int = _setting(65_536, least=1)
     """Segments that may wait for a row, of all callers together. An item of 100,000 characters has at most 50,000."""
     max_waiting_tokens: int = _setting(524_288, least=1)

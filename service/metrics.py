@@ -37,7 +37,7 @@ class Metrics:
         registry = self.registry
         ProcessCollector(registry=registry)
         self._requests = Counter(
-            "dragoman_requests", "Translate calls that ended, by gRPC status code.", ["code"], registry=registry
+            "dragoman_requests", "Calls that ended, of all kinds, by gRPC status code.", ["code"], registry=registry
         )
         self._segments = Counter(
             "dragoman_segments", "Segments that ended, by finish reason.", ["finish_reason"], registry=registry

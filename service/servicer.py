@@ -99,7 +99,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
     ) -> None:
         self.state = ServingState.STARTING
         self.num_calls = 0
-        """Translate calls in progress."""
+        """Calls in progress."""
         self._limits = config.limits
         self._log_requests = config.logs.log_requests
         self._metrics = metrics
