@@ -154,14 +154,32 @@ def test_text_comes_as_soon_as_it_is_certain(tokenizer: Tokenizer) -> None:
     assert taken() == []
 
 
-def test_a_space_that_depends_on_what_follows_waits_for_it(tokenizer: Tokenizer) -> None:
+@pytest.mark.parametrize(
+    ("first", "second", "space"),
+    [
+        ("integer", "指针", ""),
+        ("integer", "integer", " "),
+        ("指针integer", "integer", " "),  # it is the last character that counts
+        ("指针integer", "指针", ""),
+        ("integer", "integer指针", " "),  # and the first
+    ],
+)
+def test_a_space_that_depends_on_what_follows_waits_for_it(
+    tokenizer: Tokenizer, first: str, second: str, space: str
+) -> None:
     segments = [Segment(leading="", core="x.", trailing=" ", source_ids=(9, EOS_ID)) for _ in range(2)]
-    for second, space in (("指针", ""), ("integer", " ")):
-        stream = ItemStream(segments, tokenizer, "zh")
-        stream.complete(0, spelled(tokenizer, "integer"))
-        assert [(piece.text, piece.is_last) for piece in stream.take()] == [("integer", False)]
-        stream.complete(1, spelled(tokenizer, second))
-        assert [piece.text for piece in stream.take()] == [space, second + " "]
+    stream = ItemStream(segments, tokenizer, "zh")
+    stream.complete(0, spelled(tokenizer, first))
+    assert [(piece.text, piece.is_last) for piece in stream.take()] == [(first, False)]
+    stream.complete(1, spelled(tokenizer, second))
+    assert [piece.text for piece in stream.take()] == [space, second + " "]
+
+
+def test_no_space_follows_a_character_that_is_not_ascii(tokenizer: Tokenizer) -> None:
+    segments = [Segment(leading="", core="x.", trailing=" ", source_ids=(9, EOS_ID)) for _ in range(2)]
+    stream = ItemStream(segments, tokenizer, "zh")
+    stream.complete(0, spelled(tokenizer, "integer指针"))
+    assert [(piece.text, piece.is_last) for piece in stream.take()] == [("integer指针", True)]
 
 
 def test_a_result_that_contradicts_what_was_certain_is_an_error(tokenizer: Tokenizer) -> None:
