@@ -169,6 +169,7 @@ def test_a_space_that_depends_on_what_follows_waits_for_it(
 ) -> None:
     segments = [Segment(leading="", core="x.", trailing=" ", source_ids=(9, EOS_ID)) for _ in range(2)]
     stream = ItemStream(segments, tokenizer, "zh")
+    stream.add(0, spelled(tokenizer, first)[:1])
     stream.complete(0, spelled(tokenizer, first))
     assert [(piece.text, piece.is_last) for piece in stream.take()] == [(first, False)]
     stream.complete(1, spelled(tokenizer, second))
@@ -178,6 +179,7 @@ def test_a_space_that_depends_on_what_follows_waits_for_it(
 def test_no_space_follows_a_character_that_is_not_ascii(tokenizer: Tokenizer) -> None:
     segments = [Segment(leading="", core="x.", trailing=" ", source_ids=(9, EOS_ID)) for _ in range(2)]
     stream = ItemStream(segments, tokenizer, "zh")
+    stream.add(0, spelled(tokenizer, "integer指针")[:1])
     stream.complete(0, spelled(tokenizer, "integer指针"))
     assert [(piece.text, piece.is_last) for piece in stream.take()] == [("integer指针", True)]
 
