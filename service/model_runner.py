@@ -68,6 +68,54 @@ class ModelRunnerError(RuntimeError):
     """A bundle whose graphs cannot be run as asked. The message names every problem."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Graphs:
+    """A bundle's graphs, opened: weights and no state, so that runners in several threads may share them."""
+
+    encoder: Any
+    """Session of ONNX Runtime."""
+    decoder: Any
+    candidates: Any
+
+
+def open_graphs(bundle: Bundle, *, num_threads: int, provider: str = "cpu", allow_spinning: bool = False) -> Graphs:
+    """Opens a bundle's graphs.
+
+    Args:
+        bundle: verified files.
+        num_threads: of the runtime's pools, the caller's own included; runners that share the graphs share the pools.
+        provider: "cpu".
+        allow_spinning: whether the pools' threads look out for more work for a moment before they sleep. Off: where
+            callers share the cores it cost up to 1.8 times the CPU time of a step, and each session has a pool of its
+            own, so the encoder's threads would spin against the decoder's.
+
+    Raises:
+        ModelRunnerError: naming every argument out of bounds, or every difference between the graphs and their
+            signature.
+    """
+    problems = []
+    if not 1 <= num_threads <= 1024:
+        problems.append(f"`num_threads` must be between 1 and 1024, but is {num_threads}.")
+    if provider not in PROVIDERS:
+        problems.append(f"`provider` must be one of {sorted(PROVIDERS)}, but is {provider!r}.")
+    if problems:
+        raise ModelRunnerError(" ".join(problems))
+    graphs = Graphs(
+        encoder=_open(bundle.encoder_path, provider, num_threads=num_threads, allow_spinning=allow_spinning),
+        decoder=_open(bundle.decoder_path, provider, num_threads=num_threads, allow_spinning=allow_spinning),
+        # A step's candidates take a tenth of a millisecond: nothing to share out among threads.
+        candidates=_open(bundle.candidates_path, provider, num_threads=1, allow_spinning=False),
+    )
+    problems = [
+        *bundle.signature.check_encoder(graphs.encoder.get_inputs(), graphs.encoder.get_outputs()),
+        *bundle.signature.check_decoder(graphs.decoder.get_inputs(), graphs.decoder.get_outputs()),
+        *bundle.signature.check_candidates(graphs.candidates.get_inputs(), graphs.candidates.get_outputs()),
+    ]
+    if problems:
+        raise ModelRunnerError("The graphs must have the signature of the manifest: " + " ".join(problems))
+    return graphs
+
+
 class OnnxModelRunner:
     """A bundle's encoder and decoder over a fixed slab; see `service.runner.Runner`. Used by one thread at a time."""
 
@@ -78,24 +126,19 @@ class OnnxModelRunner:
         max_rows: int,
         max_source_tokens: int,
         max_target_tokens: int,
-        num_threads: int,
-        provider: str = "cpu",
-        allow_spinning: bool = False,
+        graphs: Graphs | None = None,
+        num_threads: int = 1,
     ) -> None:
         """Args:
             bundle: verified files.
             max_rows: rows of the slab.
             max_source_tokens: the longest source, end of sentence included.
             max_target_tokens: the most target tokens of a row, end of sentence included.
-            num_threads: of the runtime's pool, the caller's own included.
-            provider: "cpu".
-            allow_spinning: whether the pool's threads look out for more work for a moment before they sleep. Off:
-                where callers share the cores it cost up to 1.8 times the CPU time of a step, and each session has a
-                pool of its own, so the encoder's threads would spin against the decoder's.
+            graphs: the bundle's, opened; None: opened here for this runner alone.
+            num_threads: of graphs that are opened here, as for `open_graphs`.
 
         Raises:
-            ModelRunnerError: naming every argument out of bounds, or every difference between the graphs and their
-                signature.
+            ModelRunnerError: naming every argument out of bounds, or as `open_graphs`.
         """
         architecture = bundle.architecture
         problems = [
@@ -104,31 +147,18 @@ class OnnxModelRunner:
                 ("max_rows", max_rows, 4096),
                 ("max_source_tokens", max_source_tokens, architecture.max_positions),
                 ("max_target_tokens", max_target_tokens, architecture.max_positions),
-                ("num_threads", num_threads, 1024),
             )
             if not 1 <= value <= most
         ]
-        if provider not in PROVIDERS:
-            problems.append(f"`provider` must be one of {sorted(PROVIDERS)}, but is {provider!r}.")
         if problems:
             raise ModelRunnerError(" ".join(problems))
         self._architecture = architecture
         self._max_rows = max_rows
         self._max_source_tokens = max_source_tokens
         self._max_target_tokens = max_target_tokens
-
-        self._encoder = _open(bundle.encoder_path, provider, num_threads=num_threads, allow_spinning=allow_spinning)
-        self._decoder = _open(bundle.decoder_path, provider, num_threads=num_threads, allow_spinning=allow_spinning)
-        # A step's candidates take a tenth of a millisecond: nothing to share out among threads.
-        self._candidates = _open(bundle.candidates_path, provider, num_threads=1, allow_spinning=False)
-        problems = [
-            *bundle.signature.check_encoder(self._encoder.get_inputs(), self._encoder.get_outputs()),
-            *bundle.signature.check_decoder(self._decoder.get_inputs(), self._decoder.get_outputs()),
-            *bundle.signature.check_candidates(self._candidates.get_inputs(), self._candidates.get_outputs()),
-        ]
-        if problems:
-            raise ModelRunnerError("The graphs must have the signature of the manifest: " + " ".join(problems))
-
+        if graphs is None:
+            graphs = open_graphs(bundle, num_threads=num_threads)
+        self._encoder, self._decoder, self._candidates = graphs.encoder, graphs.decoder, graphs.candidates
         self._slab = KeyValueSlab(
             architecture,
             max_rows=max_rows,

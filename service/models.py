@@ -10,7 +10,7 @@ from service.cpu import cpu_budget
 from service.engine import Engine, StepReport
 from service.engine_loop import EngineLoop
 from service.loop_group import LoopGroup
-from service.model_runner import ModelRunnerError, OnnxModelRunner
+from service.model_runner import ModelRunnerError, OnnxModelRunner, open_graphs
 from service.options import MAX_BEAM_SIZE
 from service.options_reader import model_defaults
 from service.pb.translation.v1 import translation_pb2 as pb
@@ -97,15 +97,16 @@ def open_model(directory: str | Path, config: EngineConfig) -> OpenedModel:
              "can be split into segments that short."]
         )  # fmt: skip
     try:
+        graphs = open_graphs(
+            bundle, num_threads=num_threads, provider=config.provider, allow_spinning=config.allow_spinning
+        )
         runners = tuple(
             OnnxModelRunner(
                 bundle,
                 max_rows=(config.max_rows + worker) // num_workers,  # the shares differ by one at most
                 max_source_tokens=min(config.max_source_tokens or most, most),
                 max_target_tokens=min(config.max_target_tokens or most, most),
-                num_threads=num_threads,
-                provider=config.provider,
-                allow_spinning=config.allow_spinning,
+                graphs=graphs,
             )
             for worker in range(num_workers)
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Sequence as Row
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 from service.bundle import DECODER_NAME, ENCODER_NAME, Bundle
 from service.engine import Engine
 from service.graph_signature import SOURCE_MULTIPLE
-from service.model_runner import ModelRunnerError, OnnxModelRunner
+from service.model_runner import Graphs, ModelRunnerError, OnnxModelRunner, open_graphs
 from service.options import DecodingOptions
 from service.request import FinishReason, Sequence
 from service.runner import StepOutputs
@@ -280,16 +281,32 @@ def test_a_row_of_broken_numbers_does_not_touch_other_lanes(num_candidates: int)
 
 def test_arguments_out_of_bounds_are_refused_together() -> None:
     with pytest.raises(ModelRunnerError) as refused:
-        OnnxModelRunner(
-            synthetic_bundle(COPY),
-            max_rows=0,
-            max_source_tokens=513,
-            max_target_tokens=0,
-            num_threads=0,
-            provider="abacus",
-        )
-    for name in ("max_rows", "max_source_tokens", "max_target_tokens", "num_threads", "provider"):
+        OnnxModelRunner(synthetic_bundle(COPY), max_rows=0, max_source_tokens=513, max_target_tokens=0)
+    for name in ("max_rows", "max_source_tokens", "max_target_tokens"):
         assert f"`{name}` must be" in str(refused.value)
+    with pytest.raises(ModelRunnerError, match=r"`num_threads` must be .*`provider` must be"):
+        open_graphs(synthetic_bundle(COPY), num_threads=0, provider="abacus")
+
+
+def test_runners_that_share_graphs_do_not_touch_each_other() -> None:
+    """Two threads decode at once on the same weights; each gets the bits it gets alone."""
+    bundle = synthetic_bundle(COPY)
+    graphs = open_graphs(bundle, num_threads=1)
+    sources = [source(5 + 3 * seed, seed=seed) for seed in range(12)]
+
+    def decoded(shared: Graphs | None, some: list[list[int]]) -> list[list[float]]:
+        runner = OnnxModelRunner(bundle, max_rows=4, max_source_tokens=64, max_target_tokens=64, graphs=shared)
+        sequences = [Sequence(source_ids=tuple(ids)) for ids in some]
+        Engine.over(runner).run_to_completion(sequences)
+        return [[*each.target_ids, *each.token_log_probabilities] for each in sequences]
+
+    alone = decoded(None, sources)
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(3):
+            first = pool.submit(decoded, graphs, sources)
+            second = pool.submit(decoded, graphs, sources[::-1])
+            assert first.result() == alone
+            assert second.result() == alone[::-1]
 
 
 def damaged(tmp_path: Path) -> Bundle:
