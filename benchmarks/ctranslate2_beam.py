@@ -98,8 +98,7 @@ def explain(
     found = search_together(reference.predict, [(source, start_search(BEAM_OF_FOUR)) for source in sources])
 
     def normalized(source: Ids, target: Ids) -> float:
-        ends = EOS_ID in target
-        return sum(log_probabilities(model, target_tokens, source, target)) / max(len(target) - ends, 1)
+        return sum(log_probabilities(model, target_tokens, source, target)) / len(target)
 
     explained = []
     for source, our, their, one in zip(sources, ours, theirs, found, strict=True):

@@ -112,8 +112,7 @@ class Lane:
     ) -> None:
         """A hypothesis of `row` has ended with these tokens."""
         attention = self.attention.get(row, [])[: len(target_ids)]
-        length = len(target_ids) - (1 if reason is FinishReason.STOP else 0)
-        normalized = search_score / max(1, length) ** self.options.length_penalty
+        normalized = search_score / len(target_ids) ** self.options.length_penalty
         if self.options.coverage_penalty:
             normalized += self.options.coverage_penalty * coverage_term(attention)
         number = self.numbers.get(row, 0)

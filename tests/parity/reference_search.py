@@ -248,7 +248,7 @@ def adjusted(log_probabilities: Vector, target_ids: Ids, options: DecodingOption
 
 def normalized_score(hypothesis: Hypothesis, options: DecodingOptions) -> float:
     """What ended hypotheses are ranked by."""
-    length = len(hypothesis.target_ids) - (hypothesis.finish_reason == "stop")
+    length = len(hypothesis.target_ids)
     coverage = np.sum(np.asarray(hypothesis.attention, np.float64), axis=0)  # [T,S] -> [S]
     covered = math.fsum(math.log(min(one, 1.0)) for one in coverage.tolist() if one > 0)
     return hypothesis.search_score / max(length, 1) ** options.length_penalty + options.coverage_penalty * covered
