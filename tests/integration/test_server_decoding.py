@@ -45,7 +45,7 @@ def test_tokens_and_scores(client: Client) -> None:
     assert segment.target_tokens[-1] == "</s>"
     assert len(segment.target_tokens) == segment.num_target_tokens == len(segment.token_log_probabilities)
     assert segment.score == pytest.approx(math.fsum(segment.token_log_probabilities), abs=1e-5)
-    assert segment.normalized_score == pytest.approx(segment.score / (segment.num_target_tokens - 1), abs=1e-5)
+    assert segment.normalized_score == pytest.approx(segment.score / segment.num_target_tokens, abs=1e-5)
     assert (segment.alignment, segment.hypotheses) == (None, ())
 
 
@@ -71,7 +71,7 @@ def test_n_best(client: Client, num_hypotheses: int) -> None:
     assert ranked == sorted(ranked, reverse=True)
     assert len({hypothesis.target_tokens for hypothesis in segment.hypotheses}) == num_hypotheses
     for hypothesis in segment.hypotheses:
-        length = max(1, len(hypothesis.target_tokens) - (hypothesis.finish_reason == "STOP"))
+        length = len(hypothesis.target_tokens)
         assert hypothesis.normalized_score == pytest.approx(hypothesis.score / length**0.6, abs=1e-4)
 
 
