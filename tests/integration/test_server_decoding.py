@@ -1,16 +1,18 @@
 """Every decoding option through a real server process, over a bundle that copies its source."""
 
 import asyncio
+import io
 import itertools
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from service.bundle import load_bundle
+from service.cli import main
 from service.client import AsyncClient, Client, DecodingOptions, InvalidRequestError, Sampling, Segment, Translation
 from service.tokenizer import EOS_ID
 from tests.integration.serving import ServerProcess, server_process
@@ -285,3 +287,71 @@ def test_no_text_of_options_or_scores_in_logs_or_metrics(server: ServerProcess, 
     for written in (server.errors(), server.metrics_text(), str(caught.value), str(caught.value.violations)):
         for word in ("Xylophon", "quetzal", "geheim"):
             assert word not in written
+
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def cli(server: ServerProcess, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """Runs a command of the command line: its exit code and what it printed."""
+
+    def run(name: str, *arguments: str, text: str = "") -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.stdin", io.StringIO(text))
+        exit_code = main([name, "--address", server.address, *arguments])
+        printed = capsys.readouterr()
+        return exit_code, printed.out, printed.err
+
+    return run
+
+
+def test_the_command_line_streams_the_same_text(cli: Cli) -> None:
+    text = "Bado gimu. Nara?\n\nLopu."
+    plain = cli("translate", text)
+    assert plain == (0, text + "\n", "")
+    assert cli("translate", "--stream", text) == plain
+    assert cli("translate", "--stream", text=text + "\n") == plain
+
+
+def test_the_command_line_prints_results_and_alignments(cli: Cli, tmp_path: Path) -> None:
+    picture = tmp_path / "picture.svg"
+    flags = ("--beam-size", "3", "--n-best", "3", "--alignment", "--alignment-plot", str(picture), "-v")
+    exit_code, printed, errors = cli("translate", "Bado gimu. Nara?", *flags)
+    assert (exit_code, errors) == (0, "")
+    lines = printed.splitlines()
+    assert lines[0] == "Bado gimu. Nara?"
+    assert lines.count("[1] 'Bado gimu.'") == lines.count("[2] 'Nara?'") == 2  # results and alignments
+    assert sum("←" in line for line in lines) == 5
+    assert any("normalized" in line for line in lines)
+    assert "source tokens" in picture.read_text(encoding="utf-8")
+    exit_code, _, errors = cli("translate", "Bado.", "--alignment-plot", str(tmp_path / "no" / "where.svg"))
+    assert (exit_code, "cannot be" in errors) == (1, True)
+
+
+def test_the_command_line_scores(cli: Cli, client: Client) -> None:
+    pairs = [("Bado gimu.", "Bado gimu."), ("Nara?", "Lopu.")]
+    expected = client.score(*zip(*pairs, strict=True))
+    lines = [f"{score.score:.4f}\t{score.normalized_score:.4f}\n" for score in expected]
+    assert cli("score", *pairs[0]) == (0, lines[0], "")
+    assert cli("score", text="".join("\t".join(pair) + "\n" for pair in pairs)) == (0, "".join(lines), "")
+    exit_code, printed, _ = cli("score", *pairs[0], "-v", "--alignment", "--length-penalty", "0")
+    assert exit_code == 0
+    assert printed.startswith(f"{expected[0].score:.4f}\t{expected[0].score:.4f}\n")
+    assert "</s>" in printed
+    assert "←" in printed
+    assert cli("score", "only one")[0] == 2
+    assert cli("score", text="no tab\n") == (2, "", "Each line must have one tab, but line 1 has not.\n")
+    exit_code, _, errors = cli("score", "Bado.", " bado" * 300)
+    assert exit_code == 1
+    assert "translated_texts[0]: It must have at most" in errors
+
+
+def test_the_command_line_names_every_bad_option(cli: Cli) -> None:
+    exit_code, printed, errors = cli("translate", "Bado.", "--beam-size", "99", "--patience", "0", "--top-k", "-1")
+    assert (exit_code, printed) == (1, "")
+    for field in ("beam_size", "patience", "sampling.top_k"):
+        assert f"\n  decoding_options.{field}: It must be" in errors
+
+
+def test_the_command_line_tells_a_models_defaults(cli: Cli) -> None:
+    assert "decoding: min_target_tokens 0, min_target_ratio 0.0, beam_size 1," in cli("models")[1]
