@@ -10,6 +10,9 @@ import math
 from collections.abc import Sequence as Row
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 from service.adjust import Continuation
 from service.draw import draw
 from service.lane import Lane
@@ -38,12 +41,31 @@ class Child(NamedTuple):
     """Search score with this token."""
 
 
+class _Step:
+    """What a step computed, in the form in which lanes look at it one by one: made once for all of them."""
+
+    def __init__(self, outputs: StepOutputs) -> None:
+        self.outputs = outputs
+        self.ids: list[list[int]] = outputs.candidate_ids.tolist()
+        self.values: list[list[float]] = outputs.candidate_log_probabilities.tolist()
+        self.log_probabilities = outputs.log_probabilities
+        self._attention: npt.NDArray[np.float32] | None = None
+
+    def attention(self) -> npt.NDArray[np.float32]:
+        """[B,S'] the mean over the heads, the runner's buffers left behind."""
+        if self._attention is None:
+            assert self.outputs.attention is not None
+            self._attention = self.outputs.attention.mean(axis=1)
+        return self._attention
+
+
 class Search:
     """Advances lanes by one token."""
 
     def __init__(self, store: RowStore, *, eos_id: int) -> None:
         self._store = store
         self._eos_id = eos_id
+        self._step: _Step | None = None
 
     def advance(self, lane: Lane, outputs: StepOutputs) -> tuple[bool, list[RowCopy]]:
         """One step of `lane`, which the store has noted (`RowStore.note_step`).
@@ -54,12 +76,14 @@ class Search:
         Raises:
             SearchError: when a log-probability is not finite.
         """
+        if self._step is None or self._step.outputs is not outputs:
+            self._step = _Step(outputs)
+        step = self._step
         if lane.keeps_attention:
-            assert outputs.attention is not None
+            weights = step.attention()
             for row in lane.open:
-                weights = outputs.attention[row, :, : lane.source_length]  # [H,S]
-                lane.attention[row].append(weights.mean(axis=0))  # [S]
-        children = self._beam(lane, outputs) if lane.is_beam else self._independent(lane, outputs)
+                lane.attention[row].append(weights[row, : lane.source_length])  # [S]
+        children = self._beam(lane, step) if lane.is_beam else self._independent(lane, step)
         best = max((child.score for child in children), default=None)
         if lane.is_decided(best):
             return self.conclude(lane), []
@@ -68,22 +92,29 @@ class Search:
             self.check_growing_loop(lane)
         return False, copies
 
-    def _beam(self, lane: Lane, outputs: StepOutputs) -> list[Child]:
+    def _beam(self, lane: Lane, step: _Step) -> list[Child]:
         """Steps 1 to 4 of a beam search; the open hypotheses that go on, best first."""
         store, size = self._store, lane.options.beam_size
         position = int(store.lengths[lane.open[0]])
         forced = lane.forced(position)
         if forced is not None:
-            return self._force(lane, lane.open[0], forced, outputs)
-        ranked = []
+            return self._force(lane, lane.open[0], forced, step)
+        ranked: list[tuple[float, int, int, int, float]] = []
+        least = math.inf
         for place, row in enumerate(lane.open):
             score = float(store.scores[row])
-            for negative, token_id, value in self._continuations(lane, row, outputs, 2 * size):
-                ranked.append((negative - score, place, token_id, row, value))
-        ranked.sort()
+            for negative, token_id, value in self._continuations(lane, row, step, 2 * size):
+                total = negative - score
+                if total > least:  # nor can those after it be among the best
+                    break
+                ranked.append((total, place, token_id, row, value))
+            ranked.sort()
+            del ranked[2 * size :]
+            if len(ranked) == 2 * size:
+                least = ranked[-1][0]
         is_last = position + 1 >= lane.limit
         children: list[Child] = []
-        for rank, (negative, _place, token_id, row, value) in enumerate(ranked[: 2 * size]):
+        for rank, (negative, _place, token_id, row, value) in enumerate(ranked):
             if token_id == self._eos_id or is_last:
                 if rank < size:
                     self._end(lane, Child(row, token_id, value, -negative))
@@ -91,17 +122,17 @@ class Search:
                 children.append(Child(row, token_id, value, -negative))
         return children
 
-    def _independent(self, lane: Lane, outputs: StepOutputs) -> list[Child]:
+    def _independent(self, lane: Lane, step: _Step) -> list[Child]:
         """Every open hypothesis goes its own way: greedy search, samples, alternatives."""
         children: list[Child] = []
         for row in lane.open:
             forced = lane.forced(int(self._store.lengths[row]))
             if forced is not None:
-                children += self._force(lane, row, forced, outputs)
+                children += self._force(lane, row, forced, step)
                 continue
             score = float(self._store.scores[row])
             begins_alternatives = lane.options.with_alternatives and not lane.has_branched
-            for number, (negative, token_id, value) in enumerate(self._choose(lane, row, outputs)):
+            for number, (negative, token_id, value) in enumerate(self._choose(lane, row, step)):
                 child = Child(row, token_id, value, score - negative)
                 if self._is_end(lane, child):
                     if begins_alternatives:
@@ -111,19 +142,19 @@ class Search:
                     children.append(child)
         return children
 
-    def _choose(self, lane: Lane, row: int, outputs: StepOutputs) -> list[Continuation]:
+    def _choose(self, lane: Lane, row: int, step: _Step) -> list[Continuation]:
         """What an independent hypothesis goes on with: one token, or where alternatives begin, several."""
         options = lane.options
         if options.with_alternatives and not lane.has_branched:
             lane.has_branched = True
             count = options.num_hypotheses
-            found = self._continuations(lane, row, outputs, count + 1)
+            found = self._continuations(lane, row, step, count + 1)
             return [each for each in found if each[1] != self._eos_id][:count] or found[:1]
         if options.sampling is None:
-            return self._continuations(lane, row, outputs, 1)
-        values = outputs.log_probabilities[row]
-        if not math.isfinite(values[outputs.candidate_ids[row, 0]]):
-            raise self._broken(row, outputs)
+            return self._continuations(lane, row, step, 1)
+        values = step.log_probabilities[row]
+        if not math.isfinite(step.values[row][0]):
+            raise self._broken(row, step)
         if lane.adjuster is None:
             adjusted = values.astype("float64")
         else:
@@ -131,31 +162,30 @@ class Search:
         token_id = draw(adjusted, options.sampling, float(lane.streams[lane.numbers[row]].random()))
         return [(-float(adjusted[token_id]), token_id, float(values[token_id]))]
 
-    def _continuations(self, lane: Lane, row: int, outputs: StepOutputs, count: int) -> list[Continuation]:
+    def _continuations(self, lane: Lane, row: int, step: _Step, count: int) -> list[Continuation]:
         """The best `count` continuations of a row.
 
         Raises:
             SearchError: when their numbers are broken.
         """
-        ids: list[int] = outputs.candidate_ids[row].tolist()
-        values: list[float] = outputs.candidate_log_probabilities[row].tolist()
+        ids, values = step.ids[row], step.values[row]
         if not math.isfinite(values[0]):
-            raise self._broken(row, outputs)
+            raise self._broken(row, step)
         if lane.adjuster is None:
             return [(-value, token_id, value) for token_id, value in zip(ids[:count], values[:count], strict=True)]
-        return lane.adjuster.best(self._store.target_ids(row), ids, values, outputs.log_probabilities[row], count)
+        return lane.adjuster.best(self._store.target_ids(row), ids, values, step.log_probabilities[row], count)
 
-    def _broken(self, row: int, outputs: StepOutputs) -> SearchError:
+    def _broken(self, row: int, step: _Step) -> SearchError:
         return SearchError(
-            f"A log-probability must be finite, but is {outputs.candidate_log_probabilities[row, 0]} for token "
-            f"{outputs.candidate_ids[row, 0]} at position {self._store.lengths[row]}."
+            f"A log-probability must be finite, but is {step.values[row][0]} for token "
+            f"{step.ids[row][0]} at position {self._store.lengths[row]}."
         )
 
-    def _force(self, lane: Lane, row: int, token_id: int, outputs: StepOutputs) -> list[Child]:
+    def _force(self, lane: Lane, row: int, token_id: int, step: _Step) -> list[Child]:
         """The prefix's token, whatever its probability."""
-        value = float(outputs.log_probabilities[row, token_id])
+        value = float(step.log_probabilities[row, token_id])
         if not math.isfinite(value):
-            raise self._broken(row, outputs)
+            raise self._broken(row, step)
         child = Child(row, token_id, value, float(self._store.scores[row]) + value)
         is_scored = lane.options.is_scoring and int(self._store.lengths[row]) + 1 == len(lane.options.target_prefix)
         if is_scored or self._is_end(lane, child):
