@@ -77,9 +77,8 @@ def test_early_stopping_after_patience_times_the_beam(
 def test_it_is_over_when_no_open_hypothesis_can_pass_the_worst_result(length_penalty: float, most: float) -> None:
     """A hypothesis open at score s can reach s / 10^α; the worst of the two best results is at -0.15."""
     lane = new_lane(limit=10, beam_size=4, num_hypotheses=2, early_stopping=False, length_penalty=length_penalty)
-    end(lane, -0.5 * 2**length_penalty)
-    end(lane, -0.15 * 2**length_penalty)
-    end(lane, -0.1 * 2**length_penalty)
+    for normalized in (-0.5, -0.15, -0.1):
+        end(lane, normalized * 3**length_penalty)  # two tokens and the end of sentence
     assert [each.normalized_score for each in lane.best_ended()] == pytest.approx([-0.1, -0.15])
     assert lane.is_decided(most * 1.0001)
     assert not lane.is_decided(most * 0.9999)
@@ -95,21 +94,21 @@ def test_one_result_fewer_than_asked_for_goes_on() -> None:
 
 
 @pytest.mark.parametrize("length_penalty", [0.0, 0.6, 1.0, 2.0])
-def test_the_length_does_not_count_the_end_of_sentence(length_penalty: float) -> None:
+def test_the_length_counts_the_end_of_sentence(length_penalty: float) -> None:
     lane = new_lane(beam_size=4, num_hypotheses=4, length_penalty=length_penalty)
     end(lane, -1.0, num_tokens=3)
     end(lane, -2.0, num_tokens=4, reason=LENGTH)
-    end(lane, -3.0, num_tokens=0)  # nothing but the end of sentence: at least one
+    end(lane, -3.0, num_tokens=0)  # nothing but the end of sentence
     assert [each.normalized_score for each in lane.ended] == pytest.approx(
-        [-1.0 / 3**length_penalty, -2.0 / 4**length_penalty, -3.0]
+        [-1.0 / 4**length_penalty, -2.0 / 4**length_penalty, -3.0]
     )
 
 
 def test_results_come_best_first_and_equal_ones_as_they_ended() -> None:
     lane = new_lane(beam_size=4, num_hypotheses=3)
-    for num_tokens, score in ((1, -2.0), (2, -2.0), (4, -4.0), (3, -9.0)):
+    for num_tokens, score in ((5, -12.0), (1, -2.0), (3, -4.0), (2, -9.0)):
         end(lane, score, num_tokens=num_tokens)
-    assert [len(each.target_ids) - 1 for each in lane.best_ended()] == [2, 4, 1]
+    assert [len(each.target_ids) - 1 for each in lane.best_ended()] == [1, 3, 5]
 
 
 def test_alternatives_come_in_their_order() -> None:
@@ -129,7 +128,7 @@ def test_results_carry_everything_a_caller_sees() -> None:
     first, second = lane.results()
     assert (first.target_ids, first.token_log_probabilities) == ([8, 9, EOS_ID], [-0.5, -0.25, -0.125])
     assert (first.score, first.finish_reason) == (-0.875, STOP)
-    assert first.normalized_score == pytest.approx(-0.9 / math.sqrt(2))
+    assert first.normalized_score == pytest.approx(-0.9 / math.sqrt(3))
     assert first.attention is not None
     np.testing.assert_array_equal(first.attention, weights[:3])
     assert (second.finish_reason, second.score) == (LENGTH, pytest.approx(-1.0))
@@ -148,7 +147,7 @@ def test_coverage() -> None:
     lane = new_lane(beam_size=2, coverage_penalty=0.4)
     lane.attention[0] = [first, second, first]
     end(lane, -1.0, num_tokens=1)
-    assert lane.ended[0].normalized_score == pytest.approx(-1.0 + 0.4 * wanted)
+    assert lane.ended[0].normalized_score == pytest.approx(-1.0 / 2 + 0.4 * wanted)
 
 
 def test_who_is_open_at_the_start() -> None:

@@ -73,7 +73,7 @@ def test_the_end_of_sentence_ends_it() -> None:
         target_ids=[8, EOS_ID],
         token_log_probabilities=[-0.5, -0.25],
         score=-0.75,
-        normalized_score=-0.75,  # one token without the end of sentence
+        normalized_score=-0.375,  # two tokens
         finish_reason=FinishReason.STOP,
         attention=None,
     )
