@@ -116,9 +116,14 @@ def test_a_hypothesis_ends_only_among_the_first_k_continuations_and_the_last_ste
     assert results(found) == [((A, EOS_ID), "stop"), ((A, B, C), "length")]
     assert [one.score for one in found.hypotheses] == pytest.approx([math.log(0.3), math.log(0.18)])
     by_length = search(model, SOURCE, options(beam_size=2, num_hypotheses=2, max_target_tokens=3))
-    assert results(by_length) == [((A, B, C), "length"), ((B, A, EOS_ID), "stop")]
+    assert results(by_length) == [((A, B, C), "length"), ((A, EOS_ID), "stop")]
     assert [one.normalized_score for one in by_length.hypotheses] == pytest.approx(
-        [math.log(0.18) / 3, math.log(0.12) / 2]  # the end of sentence is not counted
+        [math.log(0.18) / 3, math.log(0.3) / 2]  # the end of sentence is counted
+    )
+    more = search(model, SOURCE, options(beam_size=2, num_hypotheses=2, length_penalty=2, max_target_tokens=3))
+    assert results(more) == [((A, B, C), "length"), ((B, A, EOS_ID), "stop")]
+    assert [one.normalized_score for one in more.hypotheses] == pytest.approx(
+        [math.log(0.18) / 3**2, math.log(0.12) / 3**2]
     )
 
 
@@ -143,7 +148,7 @@ def test_early_stopping_and_patience_say_how_many_must_end() -> None:
     assert best(patience=1.5) == (B, EOS_ID)
     assert best(patience=2) == (A, C, C, EOS_ID)
     assert best(early_stopping=False) == (A, C, C, EOS_ID)
-    assert math.log(0.6 * 0.45 * 0.9) / 3 > math.log(0.36)  # why it is the best
+    assert math.log(0.6 * 0.45 * 0.9) / 4 > math.log(0.4 * 0.9) / 2  # why it is the best
 
 
 def test_how_many_must_end_is_rounded_halves_up_and_no_less_than_the_results() -> None:
@@ -179,9 +184,10 @@ def test_the_search_ends_when_no_open_hypothesis_can_pass_the_worst_result() -> 
 
     assert not goes_on(length_penalty=0)
     assert goes_on(length_penalty=0, num_hypotheses=2)  # a second result is wanted
-    # log .1836 over at most four tokens against log .36 over two: equal where 2^α is log .1836 / log .36, α = 0.730
-    assert not goes_on(length_penalty=0.7)
-    assert goes_on(length_penalty=0.76)
+    # log .1836 over at most four tokens against log .36 over three: equal where (4/3)^α is log .1836 / log .36
+    equal = math.log(math.log(0.4 * 0.9 * 0.51) / math.log(0.6 * 0.6)) / math.log(4 / 3)
+    assert not goes_on(length_penalty=equal - 0.01)
+    assert goes_on(length_penalty=equal + 0.01)
 
 
 def test_of_several_results_the_worst_is_what_must_not_be_passed() -> None:
@@ -212,7 +218,7 @@ def test_a_large_beam_finds_the_best_of_all_targets() -> None:
         scores = {}
         for target in targets:
             total = sum(random_model(source, target[:i]).log_probabilities[token] for i, token in enumerate(target))
-            scores[target] = total / max(len(target) - (target[-1] == EOS_ID), 1) ** 0.6
+            scores[target] = total / len(target) ** 0.6
         best = sorted(scores, key=lambda target: -scores[target])
         found = search(random_model, source, chosen).hypotheses
         # the last step keeps 16 of 20 continuations, the least likely ones are lost: look at the better half
@@ -318,7 +324,7 @@ def test_a_forced_prefix_is_taken_as_it_comes_and_counts() -> None:
     greedy = search(TableModel(table), SOURCE, options(**values))
     assert results(greedy) == [((A, A, B, A, EOS_ID), "stop")]
     assert greedy.hypotheses[0].score == pytest.approx(math.log(0.01 * 0.02 * 0.3 * 0.9 * 0.2))
-    assert greedy.hypotheses[0].normalized_score == pytest.approx(greedy.hypotheses[0].score / 4)
+    assert greedy.hypotheses[0].normalized_score == pytest.approx(greedy.hypotheses[0].score / 5)
     beam = search(TableModel(table), SOURCE, options(beam_size=2, length_penalty=0, **values))
     assert results(beam) == [((A, A, C, EOS_ID), "stop")]  # .2 against .3 × .9 × .2
     suppressed = search(TableModel(table), SOURCE, options(**{**values, "suppressed_tokens": (A,)}))
@@ -339,7 +345,7 @@ def test_penalties_change_the_search_and_not_what_is_reported() -> None:
     table = {(): {A: 1.0}, (A,): {A: 0.8, B: 0.2}, (A, A): {EOS_ID: 1.0}}
     found = search(TableModel(table), SOURCE, options(repetition_penalty=2.0))
     assert found.hypotheses[0].token_log_probabilities == pytest.approx((0.0, math.log(0.8), 0.0))
-    assert found.hypotheses[0].normalized_score == pytest.approx(2 * math.log(0.8) / 2)
+    assert found.hypotheses[0].normalized_score == pytest.approx(2 * math.log(0.8) / 3)  # twice, of three tokens
 
 
 def test_coverage_rewards_looking_at_all_of_the_source() -> None:
@@ -350,14 +356,14 @@ def test_coverage_rewards_looking_at_all_of_the_source() -> None:
         attention=(np.array([0.75, 0.25, 0.0]), np.array([0.75, 0.25, 0.0])),
         finish_reason="stop",
     )
-    assert normalized_score(hypothesis, options(coverage_penalty=2.0)) == pytest.approx(-3.0 + 2.0 * math.log(0.5))
+    assert normalized_score(hypothesis, options(coverage_penalty=2.0)) == pytest.approx(-3.0 / 2 + 2.0 * math.log(0.5))
     table: Table = {(): {A: 0.6, B: 0.4}, (A,): {EOS_ID: 1.0}, (B,): {EOS_ID: 1.0}}
     attention = {(A,): (1.0, 0.0, 0.0), (B,): (0.1, 0.9, 0.0), (): (0.9, 0.1, 0.0)}
     model = TableModel(table, attention)
     assert results(search(model, SOURCE, options(beam_size=2))) == [((A, EOS_ID), "stop")]
     found = search(model, SOURCE, options(beam_size=2, coverage_penalty=1.0))
-    assert results(found) == [((B, EOS_ID), "stop")]  # A: log .6 + log .1, B: log .4 + 0
-    assert found.hypotheses[0].normalized_score == pytest.approx(math.log(0.4))
+    assert results(found) == [((B, EOS_ID), "stop")]  # A: log .6 / 2 + log .1, B: log .4 / 2 + 0
+    assert found.hypotheses[0].normalized_score == pytest.approx(math.log(0.4) / 2)
 
 
 def test_alternatives_come_in_the_order_of_their_first_tokens() -> None:
@@ -379,7 +385,7 @@ def test_scoring_reports_the_given_target() -> None:
     found = search(TableModel(SIX_ENDS), SOURCE, chosen)
     assert results(found) == [((A, B, EOS_ID), "stop")]
     assert found.hypotheses[0].score == pytest.approx(math.log(0.5 * 0.4 * 0.1))
-    assert found.hypotheses[0].normalized_score == pytest.approx(math.log(0.5 * 0.4 * 0.1) / 2)
+    assert found.hypotheses[0].normalized_score == pytest.approx(math.log(0.5 * 0.4 * 0.1) / 3)
 
 
 def test_what_the_reference_does_not_have_is_refused() -> None:
