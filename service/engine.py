@@ -344,7 +344,7 @@ class Engine:
         Returns:
             What copying failed with, if it did.
         """
-        self._store.note_step()
+        self._store.note_step(may_branch=bool(self._others))
         for lane in self._fresh:
             lane.sequence.first_token_at = now
         self._fresh = []

@@ -35,7 +35,9 @@ class LaneLayout:
         self._last_positions = np.zeros(max_rows, np.int32)  # [R]
         self._num_positions = np.zeros(1, np.int32)  # [1]
         self._bias = np.empty(most_slots * slot_length, np.float32)  # [R*16*slot_length]
-        self._every_position = np.arange(slot_length, dtype=np.int32)
+        both = np.repeat(np.array([0, MASKED_SCORE], np.float32), slot_length)
+        # [S+1,S]: windows of one array; the one that begins at S-n has n positions without a bias.
+        self._biases = np.lib.stride_tricks.sliding_window_view(both, slot_length)
         self._arranged = b""
         self.num_rows = 0
         """B."""
@@ -82,9 +84,8 @@ class LaneLayout:
         self._queries[:num_lanes] = inputs.rows_per_lane
         self._last_positions[:num_lanes] = inputs.source_lengths + inputs.rows_per_lane - 1
         self._num_positions[0] = num_positions
-        is_source = self._every_position[:num_positions] < inputs.source_lengths[:, None]  # [N,P]
         bias = self._bias[: num_lanes * num_slots * num_positions].reshape(num_lanes, num_slots, num_positions)
-        bias[:] = np.where(is_source, np.float32(0), np.float32(MASKED_SCORE))[:, None]  # [N,1,P] -> [N,Q,P]
+        bias[:] = self._biases[self._slot_length - inputs.source_lengths, None, :num_positions]  # [N,1,P] -> [N,Q,P]
         self._arranged = arranged
 
     def inputs(self) -> Iterator[tuple[str, npt.NDArray[Any]]]:

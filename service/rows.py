@@ -231,12 +231,17 @@ class RowStore:
             with_attention=with_attention,
         )
 
-    def note_step(self) -> None:
-        """A step of rows 0..B-1 ran: each has cached one more position."""
+    def note_step(self, *, may_branch: bool = True) -> None:
+        """A step of rows 0..B-1 ran: each has cached one more position.
+
+        Without `may_branch` no tenant has more than one row, and nobody will ask what rows have in common: a tenant
+        that does so later fills all the positions it asks for itself.
+        """
         rows = len(self._row_tenants)
-        every = self._every_row[:rows]
-        self._cells[every, self.lengths[:rows]] = every + self._num_cells
-        self._num_cells += rows
+        if may_branch:
+            every = self._every_row[:rows]
+            self._cells[every, self.lengths[:rows]] = every + self._num_cells
+            self._num_cells += rows
         np.maximum(self.most_shared[:rows], rows, out=self.most_shared[:rows])
 
     def branch(self, source_row: int, target_row: int) -> RowCopy:
