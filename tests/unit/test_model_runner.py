@@ -185,6 +185,21 @@ def test_rows_of_many_lanes_translate_what_their_lane_holds() -> None:
             assert not found.attention[row, :, len(sources[lane]) :].any()
 
 
+def test_attention_after_the_source_is_0_whatever_the_graph_leaves_there() -> None:
+    runner = synthetic_runner(COPY)
+    sources = [source(9), source(30)]
+    for lane, encoded in enumerate(runner.encode(sources).sources):
+        runner.place(lane, encoded)
+    inputs = step_inputs([1, 0, 1], [BOS_ID] * 3, [0] * 3, [9, 30], with_attention=True)
+    runner.decode_step(inputs)
+    runner._attention.fill(np.nan)
+    attention = runner._attention_by_row(inputs)
+    assert attention.shape == (3, 2, 30)
+    assert (attention[1, :, 9:] == 0).all()
+    assert np.isnan(attention[[0, 2]]).all()
+    assert np.isnan(attention[1, :, :9]).all()
+
+
 @pytest.mark.parametrize("num_candidates", [1, 2, 5, 40])
 def test_candidates_are_the_best_of_the_log_probabilities(num_candidates: int) -> None:
     runner = synthetic_runner(COPY)
