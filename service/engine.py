@@ -304,6 +304,7 @@ class Engine:
                     self.runner.copy_lane(copy.source_lane, copy.target_lane, source_length=copy.source_length)
         except Exception as error:
             self._fail(self.scheduler.running, error)
+            self._fresh = []
             return error
         return None
 

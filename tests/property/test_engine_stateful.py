@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import random
 from collections.abc import Sequence as Ids
 
@@ -273,7 +274,11 @@ class EngineMachine(RuleBasedStateMachine):
     def nobody_is_lost_or_ends_twice(self) -> None:
         scheduler = self.engine.scheduler
         assert len(set(self.ended)) == len(self.ended)
-        assert all(each.is_finished for each in self.ended)
+        for each in self.ended:
+            assert each.is_finished
+            times = [each.submitted_at, each.admitted_at, each.first_token_at, each.finished_at]
+            known = [time for time in times if not math.isnan(time)]
+            assert known == sorted(known), "something was noted after the end"
         assert set(scheduler.running) == set(self.running)
         assert scheduler.live() == [*scheduler.running, *self.waiting]
         assert scheduler.num_waiting == len(self.waiting)
