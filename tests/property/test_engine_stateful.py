@@ -7,6 +7,7 @@ import itertools
 import math
 import random
 from collections.abc import Sequence as Ids
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,8 @@ from service.lane import Lane
 from service.options import DecodingOptions
 from service.request import FinishReason, Hypothesis, Sequence
 from service.scheduler import QueueFullError
-from service.tokenizer import EOS_ID
+from service.tokenizer import BOS_ID, EOS_ID
+from tests.parity import reference_search
 from tests.synthetic.fake_runner import Babble, FakeRunner, RunnerBrokeError
 from tests.synthetic.random_options import random_options
 
@@ -77,7 +79,32 @@ def alone(source_ids: tuple[int, ...], options: DecodingOptions) -> Sequence:
     sequence = Sequence(source_ids=source_ids, options=options)
     Engine.over(new_runner()).run_to_completion([sequence])
     assert sequence.finish_reason in ENDED_WELL
+    for each in sequence.hypotheses:  # every number is the model's own after this very history
+        cached = [BOS_ID]
+        for token_id, value in zip(each.target_ids, each.token_log_probabilities, strict=True):
+            assert value == LANGUAGE.log_probabilities(source_ids, cached)[token_id]
+            cached.append(token_id)
+    if options.sampling is None and not sequence.was_guarded:
+        wanted = reference_search.search(predict, source_ids, limited(options))
+        assert [each.target_ids for each in sequence.hypotheses] == [
+            list(each.target_ids) for each in wanted.hypotheses
+        ]
     return sequence
+
+
+def predict(source_ids: tuple[int, ...], target_ids: tuple[int, ...]) -> reference_search.Prediction:
+    """The model, as the plain reference asks it."""
+    cached = [BOS_ID, *target_ids]
+    return reference_search.Prediction(
+        log_probabilities=LANGUAGE.log_probabilities(source_ids, cached),
+        attention=LANGUAGE.attention(source_ids, cached).mean(axis=0),
+    )
+
+
+def limited(options: DecodingOptions) -> DecodingOptions:
+    """The same options for the reference, which knows no cache that ends and no guard."""
+    most = min(options.max_target_tokens or MAX_TARGET_TOKENS, MAX_TARGET_TOKENS)
+    return replace(options, max_target_tokens=most, guards_repetition=False)
 
 
 def everything(hypotheses: list[Hypothesis]) -> list[object]:
