@@ -4,6 +4,8 @@
     python -m benchmarks.evaluate --data ../shared/data --address HOST:PORT
     python -m benchmarks.evaluate --data ../shared/data --card models/en-zh.md   # fail unless it says the same
 
+    python -m benchmarks.evaluate --data ../shared/data --beam-size 4            # beam search instead of the default
+
 Prints JSON. A card is a Markdown file with a fenced block of JSON in the same form.
 """
 
@@ -20,7 +22,7 @@ from pathlib import Path
 
 from benchmarks.server_process import running_server, write_json
 from benchmarks.test_sets import TestSet, english_chinese
-from service.client import Client
+from service.client import Client, DecodingOptions, Translation
 from training.evaluate import score
 
 CALLERS = 4
@@ -40,18 +42,22 @@ class SetScore:
     """sacreBLEU's own description of how BLEU was counted."""
 
 
-def translate_all(address: str, sources: Sequence[str]) -> list[str]:
+def translate_all(address: str, sources: Sequence[str], options: DecodingOptions | None) -> list[str]:
     """Translations of `sources` in their order, by several concurrent callers of several sentences each."""
+
+    def translated(texts: Sequence[str]) -> list[Translation]:
+        return client.translate(texts, options=options)
+
     calls = [sources[start : start + CONTENTS_PER_CALL] for start in range(0, len(sources), CONTENTS_PER_CALL)]
     with Client(address) as client, ThreadPoolExecutor(CALLERS) as callers:
-        replies = callers.map(client.translate, calls)
+        replies = callers.map(translated, calls)
         return [translation.text for reply in replies for translation in reply]
 
 
-def evaluate(address: str, test_set: TestSet) -> tuple[SetScore, float]:
+def evaluate(address: str, test_set: TestSet, options: DecodingOptions | None) -> tuple[SetScore, float]:
     """Score of one set and the seconds it took."""
     started = time.perf_counter()
-    hypotheses = translate_all(address, test_set.sources)
+    hypotheses = translate_all(address, test_set.sources, options)
     seconds = time.perf_counter() - started
     scores = score(hypotheses, test_set.references, "zh")
     return (
@@ -94,14 +100,16 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, help="directory with docs-enzh, tatoeba-enzh, flores-enzh")
     parser.add_argument("--models", type=Path, default=Path("models"), help="bundles to serve (default: models)")
     parser.add_argument("--address", help="use the service at HOST:PORT instead of starting one")
+    parser.add_argument("--beam-size", type=int, help="of every call (default: the model's own)")
     parser.add_argument("--card", type=Path, help="fail unless this card states the same scores")
     parser.add_argument("--output", type=Path, help="also write the JSON here")
     arguments = parser.parse_args()
 
+    options = DecodingOptions(beam_size=arguments.beam_size) if arguments.beam_size else None
     scores: dict[str, dict[str, object]] = {}
     with address_of(arguments) as address:
         for test_set in english_chinese(arguments.data):
-            result, seconds = evaluate(address, test_set)
+            result, seconds = evaluate(address, test_set, options)
             scores[test_set.name] = asdict(result)
             print(f"{test_set.name}: {result.sentences} sentences in {seconds:.1f} s", file=sys.stderr)
     write_json(scores, arguments.output)
