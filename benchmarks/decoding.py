@@ -30,7 +30,8 @@ from benchmarks.server_process import write_json
 from benchmarks.test_sets import english_chinese
 from service.bundle import load_bundle
 from service.engine import Engine
-from service.model_runner import OnnxModelRunner, runtime_version
+from service.graphs import runtime_version
+from service.model_runner import OnnxModelRunner
 from service.options import DecodingOptions
 from service.request import Sequence as Segment
 from service.scheduler import Scheduler, SchedulerLimits

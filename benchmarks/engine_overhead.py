@@ -28,7 +28,8 @@ from service.bundle import load_bundle
 from service.candidates import best_tokens
 from service.cpu import cpu_budget
 from service.engine import Engine
-from service.model_runner import OnnxModelRunner, open_graphs
+from service.graphs import open_graphs
+from service.model_runner import OnnxModelRunner
 from service.options import DecodingOptions
 from service.request import Sequence
 from service.scheduler import Scheduler, SchedulerLimits

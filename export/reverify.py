@@ -14,8 +14,8 @@ from export.same_bytes import NUM_SENTENCES, check_same_bytes
 from export.validation import Sentence, read_validation
 from export.verify import verify
 from service.bundle import Bundle, load_bundle
+from service.graphs import ModelRunnerError
 from service.manifest import Quality
-from service.model_runner import ModelRunnerError
 from service.tokenizer import EOS_ID
 
 MAX_RANDOM_TOKENS = 40

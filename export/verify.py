@@ -13,8 +13,8 @@ from export.same_bytes import check_same_bytes
 from export.validation import ValidationSet
 from service.bundle import Bundle
 from service.engine import Engine
+from service.graphs import ModelRunnerError
 from service.manifest import Parity, Quality, SameBytes
-from service.model_runner import ModelRunnerError
 from training.model import Transformer
 
 MAX_ROWS = 64

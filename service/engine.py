@@ -15,7 +15,6 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -26,45 +25,8 @@ from service.rows import RowCopy, RowStore
 from service.runner import EncodedBatch, Runner, StepOutputs
 from service.scheduler import Scheduler, SchedulerLimits
 from service.search import Search, SearchError
+from service.step_report import StepReport
 from service.tokenizer import BOS_ID, EOS_ID
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StepReport:
-    """What one step did, for metrics and tests."""
-
-    finished: list[Sequence]
-    """Every sequence that ended in this step, for whatever reason; each appears in one report only."""
-    progress: list[tuple[Sequence, list[int]]]
-    """Target tokens that have become certain, of the sequences that want to be told."""
-    num_rows: int
-    """Rows that decoded; 0 when no decoding step ran."""
-    num_admitted: int
-    """Sequences that joined the batch."""
-    num_dropped: int
-    """Sequences that were cancelled or expired."""
-    num_dropped_steps: int
-    """Decoding steps those had already taken: wasted work."""
-    num_failed: int
-    """Sequences that ended FAILED."""
-    num_waiting: int
-    """Sequences that wait after the step."""
-    num_target_tokens: int
-    """Target positions decided: one for each sequence that decoded, however many rows it has."""
-    num_source_tokens: int
-    """Source tokens encoded, without padding."""
-    num_padded_source_tokens: int
-    """Source tokens encoded, padding included."""
-    encode_seconds: float
-    """Duration of the encoder run; 0.0 when nothing was encoded."""
-    decode_seconds: float
-    """Duration of the decoding step in the runner; 0.0 when none ran."""
-    step_seconds: float
-    """Duration of the whole step."""
-    encode_error: Exception | None
-    """What the encoder run failed with."""
-    decode_error: Exception | None
-    """What the decoding step failed with."""
 
 
 class Engine:

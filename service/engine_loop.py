@@ -14,9 +14,10 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager
 
-from service.engine import Engine, StepReport
+from service.engine import Engine
 from service.request import Delivery, Sequence
 from service.scheduler import SchedulerLimits
+from service.step_report import StepReport
 
 logger = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from service.engine import StepReport
 from service.request import FinishReason
 from service.served_model import ServedModel
+from service.step_report import StepReport
 from service.translator import mean_inter_token_seconds
 
 REQUEST_BUCKETS = (.001, .0025, .005, .01, .02, .04, .06, .08, .1, .15, .2, .3, .5, .75, 1, 2, 5, 10, 30)  # fmt: skip

@@ -1,4 +1,4 @@
-"""Runs a bundle's graphs: the only file of the service that touches ONNX Runtime.
+"""Runs a bundle's graphs over a slab of keys and values.
 
 The graphs read and write buffers that NumPy owns, bound once for every size of a step, so that a decoding step copies
 two short vectors in and nothing out. Axes: B rows, N lanes, Q query slots of a lane, P positions of a step's
@@ -11,23 +11,21 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence as Ids
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 
 from service import graph_signature as names
 from service.bundle import Bundle
 from service.candidates import best_tokens
 from service.graph_signature import SPARE_POSITIONS
+from service.graphs import Graphs, ModelRunnerError, open_graphs
 from service.kv_cache import KeyValueSlab, round_up
 from service.lane_layout import LaneLayout
 from service.runner import EncodedBatch, EncodedSource, StepInputs, StepOutputs
 from service.tokenizer import PAD_ID
 
-PROVIDERS = {"cpu": "CPUExecutionProvider"}
 MAX_PADDED_TOKENS_PER_RUN = 4096
 MAX_ENCODER_BINDINGS = 32
 MAX_KEPT_ENCODER_TOKENS = 256
@@ -62,58 +60,6 @@ class _CandidatesBinding:
     """[B,C]."""
     log_probabilities: npt.NDArray[np.float32]
     """[B,C]."""
-
-
-class ModelRunnerError(RuntimeError):
-    """A bundle whose graphs cannot be run as asked. The message names every problem."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Graphs:
-    """A bundle's graphs, opened: weights and no state, so that runners in several threads may share them."""
-
-    encoder: Any
-    """Session of ONNX Runtime."""
-    decoder: Any
-    candidates: Any
-
-
-def open_graphs(bundle: Bundle, *, num_threads: int, provider: str = "cpu", allow_spinning: bool = False) -> Graphs:
-    """Opens a bundle's graphs.
-
-    Args:
-        bundle: verified files.
-        num_threads: of the runtime's pools, the caller's own included; runners that share the graphs share the pools.
-        provider: "cpu".
-        allow_spinning: whether the pools' threads look out for more work for a moment before they sleep. Off: where
-            callers share the cores it cost up to 1.8 times the CPU time of a step, and each session has a pool of its
-            own, so the encoder's threads would spin against the decoder's.
-
-    Raises:
-        ModelRunnerError: naming every argument out of bounds, or every difference between the graphs and their
-            signature.
-    """
-    problems = []
-    if not 1 <= num_threads <= 1024:
-        problems.append(f"`num_threads` must be between 1 and 1024, but is {num_threads}.")
-    if provider not in PROVIDERS:
-        problems.append(f"`provider` must be one of {sorted(PROVIDERS)}, but is {provider!r}.")
-    if problems:
-        raise ModelRunnerError(" ".join(problems))
-    graphs = Graphs(
-        encoder=_open(bundle.encoder_path, provider, num_threads=num_threads, allow_spinning=allow_spinning),
-        decoder=_open(bundle.decoder_path, provider, num_threads=num_threads, allow_spinning=allow_spinning),
-        # A step's candidates take a tenth of a millisecond: nothing to share out among threads.
-        candidates=_open(bundle.candidates_path, provider, num_threads=1, allow_spinning=False),
-    )
-    problems = [
-        *bundle.signature.check_encoder(graphs.encoder.get_inputs(), graphs.encoder.get_outputs()),
-        *bundle.signature.check_decoder(graphs.decoder.get_inputs(), graphs.decoder.get_outputs()),
-        *bundle.signature.check_candidates(graphs.candidates.get_inputs(), graphs.candidates.get_outputs()),
-    ]
-    if problems:
-        raise ModelRunnerError("The graphs must have the signature of the manifest: " + " ".join(problems))
-    return graphs
 
 
 class OnnxModelRunner:
@@ -382,29 +328,6 @@ class OnnxModelRunner:
             _bind_output(found.binding, "candidate_ids", found.ids)
             _bind_output(found.binding, "candidate_log_probabilities", found.log_probabilities)
         return found
-
-
-def runtime_version() -> str:
-    """ONNX Runtime's version."""
-    return str(onnxruntime.__version__)
-
-
-def _open(path: Path, provider: str, *, num_threads: int, allow_spinning: bool) -> Any:
-    """A session with the service's options.
-
-    Raises:
-        ModelRunnerError: when the runtime cannot load the graph.
-    """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = num_threads
-    options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if allow_spinning else "0")
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=[PROVIDERS[provider]])
-    except Exception as error:  # the runtime's exceptions have no common base but Exception
-        raise ModelRunnerError(
-            f"{path.name} must be a graph that ONNX Runtime can load, but is not: {error}"
-        ) from error
 
 
 def _bind_input(binding: Any, name: str, buffer: npt.NDArray[Any]) -> None:

@@ -7,16 +7,18 @@ from pathlib import Path
 from service.bundle import CHECKSUM_NAME, DECODER_NAME, ENCODER_NAME, MANIFEST_NAME, Bundle, BundleError, load_bundle
 from service.config import MIN_SOURCE_TOKENS, Config, EngineConfig, LimitsConfig
 from service.cpu import cpu_budget
-from service.engine import Engine, StepReport
+from service.engine import Engine
 from service.engine_loop import EngineLoop
+from service.graphs import ModelRunnerError, open_graphs
 from service.loop_group import LoopGroup
-from service.model_runner import ModelRunnerError, OnnxModelRunner, open_graphs
+from service.model_runner import OnnxModelRunner
 from service.options import MAX_BEAM_SIZE
 from service.options_reader import model_defaults
 from service.pb.translation.v1 import translation_pb2 as pb
 from service.request import Delivery
 from service.same_bytes import ProbeResult, probe_same_bytes
 from service.served_model import ServedModel
+from service.step_report import StepReport
 
 MAX_DEFAULT_WORKERS = 4
 """Each engine has its own copy of the weights in memory; on a machine of many cores each gets more threads instead."""

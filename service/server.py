@@ -22,9 +22,9 @@ from grpc_reflection.v1alpha import reflection
 from service import logs
 from service.bundle import BundleError
 from service.config import Config
+from service.graphs import runtime_version
 from service.health import Health
 from service.metrics import Metrics, MetricsServer
-from service.model_runner import runtime_version
 from service.models import ModelsError, load_models
 from service.pb.translation.v1 import translation_pb2 as pb
 from service.pb.translation.v1 import translation_pb2_grpc

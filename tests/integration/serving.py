@@ -24,7 +24,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from service import server as server_module
 from service.bundle import load_bundle
 from service.config import Config, load_config
-from service.engine import Engine, StepReport
+from service.engine import Engine
 from service.engine_loop import EngineLoop
 from service.loop_group import LoopGroup
 from service.pb.translation.v1 import translation_pb2 as pb
@@ -32,6 +32,7 @@ from service.pb.translation.v1 import translation_pb2_grpc
 from service.request import Sequence
 from service.served_model import ServedModel
 from service.server import Server
+from service.step_report import StepReport
 from tests.synthetic.fake_runner import FakeRunner
 
 PATIENCE_SECONDS = 60.0

@@ -15,11 +15,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from service.engine import Engine, StepReport
+from service.engine import Engine
 from service.lane import Lane
 from service.options import DecodingOptions
 from service.request import FinishReason, Hypothesis, Sequence
 from service.scheduler import QueueFullError
+from service.step_report import StepReport
 from service.tokenizer import BOS_ID, EOS_ID
 from tests.parity import reference_search
 from tests.synthetic.fake_runner import Babble, FakeRunner, RunnerBrokeError

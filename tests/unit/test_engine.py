@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from service.engine import Engine, StepReport
+from service.engine import Engine
 from service.lane import Lane
 from service.options import DecodingOptions, Sampling
 from service.request import FinishReason, InvalidSequenceError, Sequence
@@ -14,6 +14,7 @@ from service.rows import RowCopy
 from service.runner import StepInputs, StepOutputs
 from service.scheduler import QueueFullError, Scheduler, SchedulerLimits
 from service.search import Search, SearchError
+from service.step_report import StepReport
 from service.tokenizer import EOS_ID
 from tests.synthetic.fake_runner import Babble, FakeRunner, RunnerBrokeError, always, expected, never
 

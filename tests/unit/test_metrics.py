@@ -11,11 +11,12 @@ import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.engine import Engine, StepReport
+from service.engine import Engine
 from service.engine_loop import EngineLoop
 from service.metrics import REQUEST_BUCKETS, STEP_BUCKETS, Metrics
 from service.options import DecodingOptions
 from service.request import FinishReason, Hypothesis, Sequence
+from service.step_report import StepReport
 from tests.synthetic.fake_runner import FakeRunner
 
 

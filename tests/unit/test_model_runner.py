@@ -15,7 +15,8 @@ import pytest
 from service.bundle import DECODER_NAME, ENCODER_NAME, Bundle
 from service.engine import Engine
 from service.graph_signature import SOURCE_MULTIPLE
-from service.model_runner import Graphs, ModelRunnerError, OnnxModelRunner, open_graphs
+from service.graphs import Graphs, ModelRunnerError, open_graphs
+from service.model_runner import OnnxModelRunner
 from service.options import DecodingOptions
 from service.request import FinishReason, Sequence
 from service.runner import StepOutputs

@@ -1,0 +1,88 @@
+"""Opens a bundle's graphs: the only file of the service that imports ONNX Runtime."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+
+from service.bundle import Bundle
+
+PROVIDERS = {"cpu": "CPUExecutionProvider"}
+
+
+class ModelRunnerError(RuntimeError):
+    """A bundle whose graphs cannot be run as asked. The message names every problem."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Graphs:
+    """A bundle's graphs, opened: weights and no state, so that runners in several threads may share them."""
+
+    encoder: Any
+    """Session of ONNX Runtime."""
+    decoder: Any
+    candidates: Any
+
+
+def open_graphs(bundle: Bundle, *, num_threads: int, provider: str = "cpu", allow_spinning: bool = False) -> Graphs:
+    """Opens a bundle's graphs.
+
+    Args:
+        bundle: verified files.
+        num_threads: of the runtime's pools, the caller's own included; runners that share the graphs share the pools.
+        provider: "cpu".
+        allow_spinning: whether the pools' threads look out for more work for a moment before they sleep. Off: where
+            callers share the cores it cost up to 1.8 times the CPU time of a step, and each session has a pool of its
+            own, so the encoder's threads would spin against the decoder's.
+
+    Raises:
+        ModelRunnerError: naming every argument out of bounds, or every difference between the graphs and their
+            signature.
+    """
+    problems = []
+    if not 1 <= num_threads <= 1024:
+        problems.append(f"`num_threads` must be between 1 and 1024, but is {num_threads}.")
+    if provider not in PROVIDERS:
+        problems.append(f"`provider` must be one of {sorted(PROVIDERS)}, but is {provider!r}.")
+    if problems:
+        raise ModelRunnerError(" ".join(problems))
+    graphs = Graphs(
+        encoder=_open_session(bundle.encoder_path, provider, num_threads=num_threads, allow_spinning=allow_spinning),
+        decoder=_open_session(bundle.decoder_path, provider, num_threads=num_threads, allow_spinning=allow_spinning),
+        # A step's candidates take a tenth of a millisecond: nothing to share out among threads.
+        candidates=_open_session(bundle.candidates_path, provider, num_threads=1, allow_spinning=False),
+    )
+    problems = [
+        *bundle.signature.check_encoder(graphs.encoder.get_inputs(), graphs.encoder.get_outputs()),
+        *bundle.signature.check_decoder(graphs.decoder.get_inputs(), graphs.decoder.get_outputs()),
+        *bundle.signature.check_candidates(graphs.candidates.get_inputs(), graphs.candidates.get_outputs()),
+    ]
+    if problems:
+        raise ModelRunnerError("The graphs must have the signature of the manifest: " + " ".join(problems))
+    return graphs
+
+
+def runtime_version() -> str:
+    """ONNX Runtime's version."""
+    return str(onnxruntime.__version__)
+
+
+def _open_session(path: Path, provider: str, *, num_threads: int, allow_spinning: bool) -> Any:
+    """A session with the service's options.
+
+    Raises:
+        ModelRunnerError: when the runtime cannot load the graph.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if allow_spinning else "0")
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=[PROVIDERS[provider]])
+    except Exception as error:  # the runtime's exceptions have no common base but Exception
+        raise ModelRunnerError(
+            f"{path.name} must be a graph that ONNX Runtime can load, but is not: {error}"
+        ) from error
