@@ -66,14 +66,16 @@ def advance_beams(
 
     special: list[Lane] = []
     advanced: list[Lane] = []
-    copies: list[RowCopy] = []
+    source_rows: list[int] = []
+    target_rows: list[int] = []
     for lane, asks, of_child in zip(lanes, is_special.tolist(), parents.tolist(), strict=True):
         if asks:
             special.append(lane)
             continue
         advanced.append(lane)
         is_permuted = len(set(of_child)) == size
-        lane.open = of_child if is_permuted else _rows_of_children(store, lane, of_child, copies)
+        lane.open = of_child if is_permuted else _rows_of_children(lane, of_child, source_rows, target_rows)
+    copies = store.branch_all(source_rows, target_rows)
     if advanced:
         goes_on = ~is_special
         targets = np.array([lane.open for lane in advanced])  # [N',K]
@@ -86,8 +88,9 @@ def advance_beams(
     return special, advanced, copies
 
 
-def _rows_of_children(store: RowStore, lane: Lane, parents: Row[int], copies: list[RowCopy]) -> list[int]:
-    """A row for each child: its parent's for the first, one that no open hypothesis needs for others."""
+def _rows_of_children(lane: Lane, parents: Row[int], source_rows: list[int], target_rows: list[int]) -> list[int]:
+    """A row for each child: its parent's for the first, one that no open hypothesis needs for others, which is to
+    become what the parent's row is: the pair is added to `source_rows` and `target_rows`."""
     needed = set(parents)
     spare = [row for row in lane.rows if row not in needed]
     rows: list[int] = []
@@ -96,7 +99,8 @@ def _rows_of_children(store: RowStore, lane: Lane, parents: Row[int], copies: li
         row = parent
         if parent in taken:
             row = spare.pop(0)
-            copies.append(store.branch(parent, row))
+            source_rows.append(parent)
+            target_rows.append(row)
         taken.add(parent)
         rows.append(row)
     return rows

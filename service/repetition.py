@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import eq
 from typing import NamedTuple
 
 MAX_PERIOD = 24
@@ -37,6 +38,8 @@ def find_loop(ids: Sequence[int]) -> Loop | None:
         return None
     for period in range(1, min(MAX_PERIOD, length // MIN_COPIES) + 1):
         needed = max(MIN_COPIES * period, MIN_LOOP_TOKENS) - period  # equal pairs one period apart, in a row
+        if sum(map(eq, ids, ids[period:])) < needed:  # in a row or not
+            continue
         run = 0
         for i in range(length - period):
             run = run + 1 if ids[i] == ids[i + period] else 0

@@ -11,7 +11,7 @@ Axes: R rows of the store, M target positions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -257,6 +257,29 @@ class RowStore:
         self._take_over(source_row, target_row, stop)
         self.lengths[target_row] = length
         return RowCopy(source_row, target_row, start, stop)
+
+    def branch_all(self, source_rows: Sequence[int], target_rows: Sequence[int]) -> list[RowCopy]:
+        """`branch` of several pairs at once; no row is both a source and a target, no target twice."""
+        if not source_rows:
+            return []
+        sources, targets = np.array(source_rows), np.array(target_rows)
+        lengths = self.lengths[sources]
+        most = int(lengths.max()) + 1
+        is_cached = np.arange(most) <= lengths[:, None]  # [N,M'] this step's position included
+        theirs, own = self._cells[sources, :most], self._cells[targets, :most]
+        differs = (theirs != own) | ~is_cached
+        differs[np.arange(len(sources)), lengths] = True  # at this step's position at the latest
+        starts = differs.argmax(axis=1)
+        self._cells[targets, :most] = np.where(is_cached, theirs, own)
+        self.tokens[targets, :most] = self.tokens[sources, :most]
+        self.log_probabilities[targets, :most] = self.log_probabilities[sources, :most]
+        self.lengths[targets] = lengths
+        return [
+            RowCopy(source, target, start, length + 1)
+            for source, target, start, length in zip(
+                source_rows, target_rows, starts.tolist(), lengths.tolist(), strict=True
+            )
+        ]
 
     def _take_over(self, source_row: int, target_row: int, stop: int) -> None:
         self.tokens[target_row, :stop] = self.tokens[source_row, :stop]
