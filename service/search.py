@@ -24,6 +24,7 @@ from service.runner import StepOutputs
 LOOP_CHECK_INTERVAL = 16
 """A greedy hypothesis is looked at for a loop whenever it has grown by so many tokens."""
 MIN_LOOP_CHECK_TOKENS = 32
+MANY_ROWS = 16
 
 
 class SearchError(RuntimeError):
@@ -42,14 +43,24 @@ class Child(NamedTuple):
 
 
 class _Step:
-    """What a step computed, in the form in which lanes look at it one by one: made once for all of them."""
+    """What a step computed, in the form in which lanes look at it one by one."""
 
     def __init__(self, outputs: StepOutputs) -> None:
         self.outputs = outputs
-        self.ids: list[list[int]] = outputs.candidate_ids.tolist()
-        self.values: list[list[float]] = outputs.candidate_log_probabilities.tolist()
         self.log_probabilities = outputs.log_probabilities
+        self._num_asked = 0
+        self._rows: list[tuple[list[int], list[float]]] | None = None
         self._attention: npt.NDArray[np.float32] | None = None
+
+    def candidates(self, row: int) -> tuple[list[int], list[float]]:
+        """The candidates of a row and their log-probabilities; those of all rows are made at once when many ask."""
+        ids, values = self.outputs.candidate_ids, self.outputs.candidate_log_probabilities
+        if self._rows is None:
+            self._num_asked += 1
+            if self._num_asked <= MANY_ROWS:
+                return ids[row].tolist(), values[row].tolist()
+            self._rows = list(zip(ids.tolist(), values.tolist(), strict=True))
+        return self._rows[row]
 
     def attention(self) -> npt.NDArray[np.float32]:
         """[B,S'] the mean over the heads, the runner's buffers left behind."""
@@ -153,7 +164,7 @@ class Search:
         if options.sampling is None:
             return self._continuations(lane, row, step, 1)
         values = step.log_probabilities[row]
-        if not math.isfinite(step.values[row][0]):
+        if not math.isfinite(step.outputs.candidate_log_probabilities[row, 0]):
             raise self._broken(row, step)
         if lane.adjuster is None:
             adjusted = values.astype("float64")
@@ -168,7 +179,7 @@ class Search:
         Raises:
             SearchError: when their numbers are broken.
         """
-        ids, values = step.ids[row], step.values[row]
+        ids, values = step.candidates(row)
         if not math.isfinite(values[0]):
             raise self._broken(row, step)
         if lane.adjuster is None:
@@ -177,8 +188,8 @@ class Search:
 
     def _broken(self, row: int, step: _Step) -> SearchError:
         return SearchError(
-            f"A log-probability must be finite, but is {step.values[row][0]} for token "
-            f"{step.ids[row][0]} at position {self._store.lengths[row]}."
+            f"A log-probability must be finite, but is {step.outputs.candidate_log_probabilities[row, 0]} for token "
+            f"{step.outputs.candidate_ids[row, 0]} at position {self._store.lengths[row]}."
         )
 
     def _force(self, lane: Lane, row: int, token_id: int, step: _Step) -> list[Child]:
