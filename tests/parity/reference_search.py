@@ -251,7 +251,7 @@ def normalized_score(hypothesis: Hypothesis, options: DecodingOptions) -> float:
     length = len(hypothesis.target_ids)
     coverage = np.sum(np.asarray(hypothesis.attention, np.float64), axis=0)  # [T,S] -> [S]
     covered = math.fsum(math.log(min(one, 1.0)) for one in coverage.tolist() if one > 0)
-    return hypothesis.search_score / max(length, 1) ** options.length_penalty + options.coverage_penalty * covered
+    return hypothesis.search_score / length**options.length_penalty + options.coverage_penalty * covered
 
 
 def _ends_of_repeated_ngrams(target_ids: Ids, size: int) -> set[int]:
