@@ -119,6 +119,11 @@ def test_a_token_outside_the_candidates_can_win() -> None:
     assert [token for _, token, _ in lowered.best(3, 3)] == [5, 6, 8]  # 6 is at -2 now, 7 at -30
     equal = Case(DecodingOptions(repetition_penalty=2.0), [9], row_of({9: -1.0, 10: -1.5, 4: -2.0}))
     assert [token for _, token, _ in equal.best(2, 2)] == [10, 4]  # 4 and 9 are both at -2: the lower id
+    # 9 came down to -2, where 5 is banned and 6 is not among the candidates: 6 has the lower id.
+    last = Case(
+        DecodingOptions(repetition_penalty=2.0, suppressed_tokens=(5,)), [9], row_of({9: -1.0, 5: -2.0, 6: -2.0})
+    )
+    assert [token for _, token, _ in last.best(2, 1)] == [6]
 
 
 def test_log_probabilities_stay_the_models_own() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -186,14 +188,14 @@ class Account:
         """Of each lane of the slab: whose source it holds."""
 
     def carry_out(self, copies: Iterable[RowCopy | LaneCopy]) -> None:
-        for copy in copies:
-            if isinstance(copy, LaneCopy):
-                self.placed[copy.target_lane] = self.placed.pop(copy.source_lane)
+        for each in copies:
+            if isinstance(each, LaneCopy):
+                self.placed[each.target_lane] = self.placed.pop(each.source_lane)
             else:
-                source, target = self.cached.get(copy.source_row, []), self.cached.get(copy.target_row, [])
-                assert copy.start <= len(target)
-                assert copy.stop <= len(source)
-                self.cached[copy.target_row] = target[: copy.start] + source[copy.start : copy.stop]
+                source, target = self.cached.get(each.source_row, []), self.cached.get(each.target_row, [])
+                assert each.start <= len(target)
+                assert each.stop <= len(source)
+                self.cached[each.target_row] = target[: each.start] + source[each.start : each.stop]
 
     def enter(self) -> None:
         num_rows = self.chance.randint(1, 3)
@@ -228,21 +230,30 @@ class Account:
             for place, row in enumerate(owner.rows):
                 assert (inputs.row_lanes[row], inputs.row_places[row]) == (owner.lane, place)
                 assert self.cached[row][-1] == (BOS_ID, *hypotheses[place])
-        self.carry_out([copy for owner in self.wanted for copy in self.branch(owner)])
+        self.carry_out(self.branch([pair for owner in self.wanted for pair in self.children(owner)]))
+        for owner, hypotheses in self.wanted.items():
+            for place, row in enumerate(owner.rows):
+                token_id = self.chance.randrange(4, 9)
+                store.append(row, token_id, -token_id / 8, 0.0)
+                hypotheses[place] = (*hypotheses[place], token_id)
 
-    def branch(self, owner: Owner) -> Iterator[RowCopy]:
-        """Some rows of `owner` become others of its rows, then each goes on with a token."""
+    def children(self, owner: Owner) -> Iterator[tuple[int, int]]:
+        """Rows of `owner`, and others of its rows that are to become what they are."""
         hypotheses = self.wanted[owner]
         parents = sorted({self.chance.randrange(len(owner.rows)) for _ in owner.rows})
         for place, row in enumerate(owner.rows):
             if place not in parents:
                 parent = self.chance.choice(parents)
-                yield self.store.branch(owner.rows[parent], row)
                 hypotheses[place] = hypotheses[parent]
-        for place, row in enumerate(owner.rows):
-            token_id = self.chance.randrange(4, 9)
-            self.store.append(row, token_id, -token_id / 8, 0.0)
-            hypotheses[place] = (*hypotheses[place], token_id)
+                yield owner.rows[parent], row
+
+    def branch(self, pairs: list[tuple[int, int]]) -> list[RowCopy]:
+        """All at once or one by one, which comes to the same."""
+        twin = copy.deepcopy(self.store)
+        copies = [twin.branch(source, target) for source, target in pairs]
+        assert self.store.branch_all([source for source, _ in pairs], [target for _, target in pairs]) == copies
+        np.testing.assert_array_equal(self.store._cells, twin._cells)
+        return copies
 
     def check(self) -> None:
         store = self.store
