@@ -107,7 +107,7 @@ class EngineConfig:
     max_encode_tokens: int = _setting(1024, least=1)
     """Source tokens, padding included, encoded at most between two decoding steps, so that running sentences go on."""
     num_workers: int = _setting(0, least=0, most=64)
-    """Engines side by side, each with its own copy of the graphs and a share of the rows. 0: one a core, at most 4."""
+    """Engines side by side, each with a share of the rows. 0: one a core, at most 4."""
     num_threads: int = _setting(0, least=0, most=1024)
     """Threads of each engine's graphs. 0: the cores this process may use, by its cgroup and affinity, shared out."""
     allow_spinning: bool = False

@@ -1,7 +1,7 @@
 """Several engine loops that serve one model side by side, behind the door of one.
 
 Threads inside a step scale badly for small graphs, and stand idle while the engine's own Python runs. Loops side by
-side, each with its own graphs, slab and thread, do not wait for each other: on two cores, two of one thread answered a
+side, each with its own slab and thread, do not wait for each other: on two cores, two of one thread answered a
 third more calls than one of one or two threads (docs/decisions/0003-engines-side-by-side.md).
 Since a translation's bytes do not depend on its company, it does not matter which loop decodes it.
 """

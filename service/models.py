@@ -9,7 +9,7 @@ from service.config import MIN_SOURCE_TOKENS, Config, EngineConfig, LimitsConfig
 from service.cpu import cpu_budget
 from service.engine import Engine
 from service.engine_loop import EngineLoop
-from service.graphs import ModelRunnerError, open_graphs
+from service.graphs import Graphs, ModelRunnerError, open_graphs
 from service.loop_group import LoopGroup
 from service.model_runner import OnnxModelRunner
 from service.options import MAX_BEAM_SIZE
@@ -21,7 +21,7 @@ from service.served_model import ServedModel
 from service.step_report import StepReport
 
 MAX_DEFAULT_WORKERS = 4
-"""Each engine has its own copy of the weights in memory; on a machine of many cores each gets more threads instead."""
+"""On a machine of many cores each engine gets more threads instead, and with them its own copy of the weights."""
 
 _BUNDLE_FILES = (MANIFEST_NAME, CHECKSUM_NAME, ENCODER_NAME, DECODER_NAME)
 
@@ -41,7 +41,7 @@ class OpenedModel:
     bundle: Bundle
     """Its verified files."""
     runners: tuple[OnnxModelRunner, ...]
-    """Its graphs, once for each engine."""
+    """One for each engine."""
     probe: ProbeResult
     """Whether a sentence's bytes depend on its company on this machine."""
     num_threads: int
@@ -99,16 +99,15 @@ def open_model(directory: str | Path, config: EngineConfig) -> OpenedModel:
              "can be split into segments that short."]
         )  # fmt: skip
     try:
-        graphs = open_graphs(
-            bundle, num_threads=num_threads, provider=config.provider, allow_spinning=config.allow_spinning
-        )
+        shared = _open_graphs(bundle, config, num_threads)
         runners = tuple(
             OnnxModelRunner(
                 bundle,
                 max_rows=(config.max_rows + worker) // num_workers,  # the shares differ by one at most
                 max_source_tokens=min(config.max_source_tokens or most, most),
                 max_target_tokens=min(config.max_target_tokens or most, most),
-                graphs=graphs,
+                # Those who share graphs share their threads too: none, where each engine's own is the only one.
+                graphs=shared if worker == 0 or num_threads == 1 else _open_graphs(bundle, config, num_threads),
             )
             for worker in range(num_workers)
         )
@@ -133,6 +132,10 @@ def open_model(directory: str | Path, config: EngineConfig) -> OpenedModel:
         max_beam_size=max_beam_size,
         default_options=defaults,
     )
+
+
+def _open_graphs(bundle: Bundle, config: EngineConfig, num_threads: int) -> Graphs:
+    return open_graphs(bundle, num_threads=num_threads, provider=config.provider, allow_spinning=config.allow_spinning)
 
 
 def load_models(

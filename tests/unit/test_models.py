@@ -10,6 +10,7 @@ from service.config import MIN_SOURCE_TOKENS, Config, EngineConfig, ServerConfig
 from service.models import ModelsError, find_bundles, load_models, open_model
 from service.segments import split_item
 from tests.synthetic.bundle import SyntheticOptions, build_synthetic_bundle
+from tests.synthetic.fixtures import COPY, synthetic_bundle
 
 FIXTURE = Path(__file__).parents[1] / "data" / "bundle-v2"
 BUNDLE_FILES = ("manifest.json", "manifest.sha256", "encoder.onnx", "decoder.onnx")
@@ -69,3 +70,10 @@ def test_any_character_fits_into_the_fewest_source_tokens() -> None:
     segments = split_item(text + "e" + "\u0301" * 50 + "👩‍👩‍👧‍👦", encode, MIN_SOURCE_TOKENS)
     assert len(segments) > 1000
     assert max(len(segment.source_ids) for segment in segments) <= MIN_SOURCE_TOKENS
+
+
+@pytest.mark.parametrize(("num_threads", "is_shared"), [(1, True), (2, False)])
+def test_engines_of_one_thread_share_their_graphs(num_threads: int, is_shared: bool) -> None:
+    model = open_model(synthetic_bundle(COPY).directory, EngineConfig(num_workers=2, num_threads=num_threads))
+    first, second = model.runners
+    assert (first._decoder is second._decoder) is is_shared
