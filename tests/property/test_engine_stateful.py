@@ -335,7 +335,9 @@ class EngineMachine(RuleBasedStateMachine):
             Sequence(source_ids=(5, 6, EOS_ID)),
             Sequence(source_ids=(5, 7, EOS_ID), options=DecodingOptions(beam_size=3)),
         ]
-        self.engine.run_to_completion(after)
+        self.engine.submit(after)
+        for _ in range(2 * MAX_TARGET_TOKENS):
+            self.engine.step()
         for sequence in after:
             wanted = alone(sequence.source_ids, sequence.options)
             assert everything(sequence.hypotheses) == everything(wanted.hypotheses)
