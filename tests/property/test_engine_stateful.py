@@ -26,7 +26,7 @@ from tests.parity import reference_search
 from tests.synthetic.fake_runner import Babble, FakeRunner, RunnerBrokeError
 from tests.synthetic.random_options import random_options
 
-MAX_ROWS = 8
+MAX_ROWS = 9
 MAX_SOURCE_TOKENS = 12
 MAX_TARGET_TOKENS = 10
 MAX_WAITING = 6
@@ -57,7 +57,7 @@ def some_options(chance: random.Random) -> DecodingOptions:
     if kind == 0:
         return DecodingOptions(max_target_tokens=chance.choice([None, None, 1, 4, 12]))
     if kind == 1:
-        beam_size = chance.choice([2, 2, 3])
+        beam_size = chance.choice([2, 3, 3])
         return DecodingOptions(beam_size=beam_size, num_hypotheses=chance.randint(1, beam_size))
     if kind == 2:
         target = tuple(chance.choices(range(4, VOCABULARY_SIZE), k=chance.randint(1, 5)))
