@@ -24,7 +24,7 @@ from service.request import FinishReason, Sequence
 from service.rows import RowCopy, RowStore
 from service.runner import EncodedBatch, Runner, StepOutputs
 from service.scheduler import Scheduler, SchedulerLimits
-from service.search import Search, SearchError
+from service.search import Search
 from service.step_report import StepReport
 from service.tokenizer import BOS_ID, EOS_ID
 
@@ -332,14 +332,8 @@ class Engine:
         for row in rows[advance_greedy(store, rows, outputs, self._eos_id)].tolist():
             lane = store.row_tenant(row)
             assert isinstance(lane, Lane)
-            value = float(outputs.candidate_log_probabilities[row, 0])
-            if not math.isfinite(value):
-                token_id = int(outputs.candidate_ids[row, 0])
-                error = SearchError(
-                    f"A log-probability must be finite, but is {value} for token {token_id} "
-                    f"at position {store.lengths[row]}."
-                )
-                self._fail([lane.sequence], error)
+            if not math.isfinite(outputs.candidate_log_probabilities[row, 0]):
+                self._fail([lane.sequence], self._search.broken(row, outputs))
                 continue
             has_ended = store.last_ids[row] == self._eos_id
             if has_ended or store.lengths[row] >= lane.limit:

@@ -95,6 +95,29 @@ class Lane:
         if old_row in self.attention:
             self.attention[new_row] = self.attention.pop(old_row)
 
+    def rows_of_children(self, parents: Row[int]) -> tuple[list[int], list[tuple[int, int]]]:
+        """Rows for hypotheses that go on, given the row of each one's parent.
+
+        The first child of a hypothesis stays in its row; others take rows that no open hypothesis needs. So a row that
+        is copied from is never written to, and what did not change is not moved.
+
+        Returns:
+            Their rows in order, and as pairs which row each of the others is to become like.
+        """
+        needed = set(parents)
+        spare = [row for row in self.rows if row not in needed]
+        rows: list[int] = []
+        branches: list[tuple[int, int]] = []
+        taken: set[int] = set()
+        for parent in parents:
+            row = parent
+            if parent in taken:
+                row = spare.pop(0)
+                branches.append((parent, row))
+            taken.add(parent)
+            rows.append(row)
+        return rows, branches
+
     def forced(self, position: int) -> int | None:
         """The token that the prefix forces at a position."""
         options = self.options

@@ -116,7 +116,7 @@ def open_model(directory: str | Path, config: EngineConfig) -> OpenedModel:
     max_beam_size = min(MAX_BEAM_SIZE, *(runner.max_rows for runner in runners))
     try:
         defaults = model_defaults(
-            getattr(bundle.manifest, "decoding", None),
+            bundle.manifest.decoding,
             limit=runners[0].max_target_tokens,
             max_beam_size=max_beam_size,
         )

@@ -66,16 +66,18 @@ def advance_beams(
 
     special: list[Lane] = []
     advanced: list[Lane] = []
-    source_rows: list[int] = []
-    target_rows: list[int] = []
+    branches: list[tuple[int, int]] = []
     for lane, asks, of_child in zip(lanes, is_special.tolist(), parents.tolist(), strict=True):
         if asks:
             special.append(lane)
             continue
         advanced.append(lane)
-        is_permuted = len(set(of_child)) == size
-        lane.open = of_child if is_permuted else _rows_of_children(lane, of_child, source_rows, target_rows)
-    copies = store.branch_all(source_rows, target_rows)
+        if len(set(of_child)) == size:  # every hypothesis goes on once: nothing moves
+            lane.open = of_child
+        else:
+            lane.open, made = lane.rows_of_children(of_child)
+            branches += made
+    copies = store.branch_all([source for source, _ in branches], [target for _, target in branches])
     if advanced:
         goes_on = ~is_special
         targets = np.array([lane.open for lane in advanced])  # [N',K]
@@ -86,21 +88,3 @@ def advance_beams(
         store.lengths[targets] = lengths + 1
         store.scores[targets] = chosen_scores[goes_on]
     return special, advanced, copies
-
-
-def _rows_of_children(lane: Lane, parents: Row[int], source_rows: list[int], target_rows: list[int]) -> list[int]:
-    """A row for each child: its parent's for the first, one that no open hypothesis needs for others, which is to
-    become what the parent's row is: the pair is added to `source_rows` and `target_rows`."""
-    needed = set(parents)
-    spare = [row for row in lane.rows if row not in needed]
-    rows: list[int] = []
-    taken: set[int] = set()
-    for parent in parents:
-        row = parent
-        if parent in taken:
-            row = spare.pop(0)
-            source_rows.append(parent)
-            target_rows.append(row)
-        taken.add(parent)
-        rows.append(row)
-    return rows

@@ -165,7 +165,7 @@ class Search:
             return self._continuations(lane, row, step, 1)
         values = step.log_probabilities[row]
         if not math.isfinite(step.outputs.candidate_log_probabilities[row, 0]):
-            raise self._broken(row, step)
+            raise self.broken(row, step.outputs)
         if lane.adjuster is None:
             adjusted = values.astype("float64")
         else:
@@ -181,22 +181,23 @@ class Search:
         """
         ids, values = step.candidates(row)
         if not math.isfinite(values[0]):
-            raise self._broken(row, step)
+            raise self.broken(row, step.outputs)
         if lane.adjuster is None:
             return [(-value, token_id, value) for token_id, value in zip(ids[:count], values[:count], strict=True)]
         return lane.adjuster.best(self._store.target_ids(row), ids, values, step.log_probabilities[row], count)
 
-    def _broken(self, row: int, step: _Step) -> SearchError:
+    def broken(self, row: int, outputs: StepOutputs) -> SearchError:
+        """What is said of a row whose numbers are broken."""
         return SearchError(
-            f"A log-probability must be finite, but is {step.outputs.candidate_log_probabilities[row, 0]} for token "
-            f"{step.outputs.candidate_ids[row, 0]} at position {self._store.lengths[row]}."
+            f"A log-probability must be finite, but is {outputs.candidate_log_probabilities[row, 0]} for token "
+            f"{outputs.candidate_ids[row, 0]} at position {self._store.lengths[row]}."
         )
 
     def _force(self, lane: Lane, row: int, token_id: int, step: _Step) -> list[Child]:
         """The prefix's token, whatever its probability."""
         value = float(step.log_probabilities[row, token_id])
         if not math.isfinite(value):
-            raise self._broken(row, step)
+            raise self.broken(row, step.outputs)
         child = Child(row, token_id, value, float(self._store.scores[row]) + value)
         is_scored = lane.options.is_scoring and int(self._store.lengths[row]) + 1 == len(lane.options.target_prefix)
         if is_scored or self._is_end(lane, child):
@@ -219,26 +220,14 @@ class Search:
         )
 
     def settle(self, lane: Lane, children: Row[Child]) -> list[RowCopy]:
-        """Gives every hypothesis that goes on a row and appends its token.
-
-        The first child of a hypothesis stays in its row; others take rows that no open hypothesis needs. So a row that
-        is copied from is never written to, and what did not change is not moved.
-        """
+        """Gives every hypothesis that goes on a row and appends its token; what the runner has to copy for it."""
         store = self._store
-        parents = {child.parent_row for child in children}
-        spare = [row for row in lane.rows if row not in parents]
+        rows, branches = lane.rows_of_children([child.parent_row for child in children])
         copies: list[RowCopy] = []
-        rows: list[int] = []
-        taken: set[int] = set()
-        for child in children:
-            row = child.parent_row
-            if row in taken:
-                row = spare.pop(0)
-                copies.append(store.branch(child.parent_row, row))
-                if lane.keeps_attention:
-                    lane.attention[row] = list(lane.attention[child.parent_row])
-            taken.add(row)
-            rows.append(row)
+        for parent, row in branches:
+            copies.append(store.branch(parent, row))
+            if lane.keeps_attention:
+                lane.attention[row] = list(lane.attention[parent])
         for row, child in zip(rows, children, strict=True):
             store.append(row, child.token_id, child.log_probability, child.score)
         lane.open = rows
