@@ -12,9 +12,7 @@ than 99 of 100 are the same or BLEU differs by more than 0.1.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -25,6 +23,8 @@ import numpy as np
 import torch
 
 from benchmarks.engine_side import decode_all, open_engine
+from benchmarks.peers import environments
+from benchmarks.peers.models import ctranslate2_model
 from benchmarks.server_process import write_json
 from benchmarks.test_sets import english_chinese
 from service.bundle import load_bundle
@@ -36,38 +36,12 @@ from training.checkpoint import load_model
 from training.evaluate import score
 from training.model import Transformer
 
-CTRANSLATE2 = "ctranslate2==4.8.5"
-SIDE = Path(__file__).with_name("ctranslate2_side.py")
 MAX_TARGET_TOKENS = 256  # CTranslate2's default
 TOLERANCE = 1e-4
 NUM_SCORED = 100
 BEAM_OF_FOUR = DecodingOptions(
     beam_size=4, length_penalty=1.0, patience=1.0, max_target_tokens=MAX_TARGET_TOKENS, guards_repetition=False
 )
-
-
-def prepare(directory: Path) -> Path:
-    """The Python of an environment that has CTranslate2; made when it is not there."""
-    python = directory.resolve() / "venv" / "bin" / "python"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", str(directory / "venv")], check=True)
-    subprocess.run(
-        [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", CTRANSLATE2],
-        check=True,
-        cwd=directory,
-    )
-    return python
-
-
-def write_weights(model: Transformer, target_tokens: int, directory: Path) -> None:
-    """The model as NumPy's files. Pad, bos and what is no token get a bias that takes their probability to 0, as in
-    the exported graph."""
-    weights = {name: value.detach().numpy() for name, value in model.named_parameters(remove_duplicate=False)}
-    bias = np.zeros(model.config.target_vocab_size, np.float32)
-    bias[[PAD_ID, BOS_ID]] = -1e9
-    bias[target_tokens:] = -1e9
-    np.savez(directory / "weights.npz", positions=model.positions.numpy(), projection_bias=bias, **weights)
-    (directory / "model.json").write_text(json.dumps(dataclasses.asdict(model.config)), encoding="utf-8")
 
 
 @torch.inference_mode()
@@ -81,11 +55,11 @@ def log_probabilities(model: Transformer, target_tokens: int, source: Ids, targe
     return taken
 
 
-def ask(python: Path, directory: Path, request: dict[str, Any]) -> dict[str, Any]:
+def ask(model: Path, directory: Path, request: dict[str, Any]) -> dict[str, Any]:
     """What CTranslate2 answers, and the seconds it took with all its preparations."""
     (directory / "request.json").write_text(json.dumps(request), encoding="utf-8")
     started = time.perf_counter()
-    subprocess.run([str(python), str(SIDE), str(directory)], check=True)
+    environments.run(environments.ctranslate2(), "benchmarks.ctranslate2_side", str(model), str(directory))
     response: dict[str, Any] = json.loads((directory / "response.json").read_text(encoding="utf-8"))
     return {**response, "seconds": round(time.perf_counter() - started, 1)}
 
@@ -127,7 +101,9 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, help="directory with docs-enzh, tatoeba-enzh, flores-enzh")
     parser.add_argument("--sentences", type=int, default=2000, help="the first so many of the docs test set")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--directory", type=Path, default=Path("build/ctranslate2"), help="for the environment")
+    parser.add_argument(
+        "--directory", type=Path, default=Path("build/ctranslate2"), help="for what is asked and answered"
+    )
     parser.add_argument("--output", type=Path, help="also write the JSON here")
     arguments = parser.parse_args()
 
@@ -141,10 +117,8 @@ def main() -> int:
     scored = [target if target[-1] == EOS_ID else (*target, EOS_ID) for target in scored]
 
     arguments.directory.mkdir(parents=True, exist_ok=True)
-    python = prepare(arguments.directory)
-    write_weights(model, size, arguments.directory)
     response = ask(
-        python,
+        ctranslate2_model(arguments.checkpoint, "float32"),
         arguments.directory,
         {
             "threads": arguments.threads,
