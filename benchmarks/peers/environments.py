@@ -17,6 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PEERS = ROOT / "build" / "peers"
 CTRANSLATE2 = "ctranslate2==4.8.5"
+OPTIMUM = "optimum-onnx[onnxruntime]==0.1.0"
 TORCH = "torch==2.13.0"
 """The exact version: any range admits builds that bring several gigabytes of CUDA libraries."""
 
@@ -53,6 +54,11 @@ def environment(name: str, *requirements: Sequence[str], directory: Path = PEERS
 def ctranslate2() -> Path:
     """CTranslate2 and NumPy."""
     return environment("ctranslate2", (CTRANSLATE2,))
+
+
+def optimum() -> Path:
+    """Optimum over ONNX Runtime, with Transformers and PyTorch, which it converts models with."""
+    return environment("optimum", (TORCH,), (OPTIMUM, TORCH))
 
 
 def pytorch() -> Path:

@@ -34,6 +34,16 @@ def ctranslate2_model(checkpoint: Path, precision: Precision, *, directory: Path
     return kept(directory / digest(checkpoint) / f"ctranslate2-{precision}", fill)
 
 
+def optimum_model(checkpoint: Path, *, directory: Path = MODELS) -> Path:
+    """The checkpoint as Optimum exports it to ONNX, fp32; see `optimum_convert`."""
+
+    def fill(output: Path) -> None:
+        weights = weights_of(checkpoint, directory=directory)
+        environments.run(environments.optimum(), "benchmarks.peers.optimum_convert", str(weights), str(output))
+
+    return kept(directory / digest(checkpoint) / "optimum", fill)
+
+
 def weights_of(checkpoint: Path, *, directory: Path = MODELS) -> Path:
     """The directory `benchmarks.peers.weights` writes."""
 
