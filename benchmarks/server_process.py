@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,8 +59,20 @@ def running_server(models: Path, *flags: str) -> Iterator[ServerProcess]:
     address, metrics_address = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
     command = [sys.executable, "-m", "service", "serve", "--models", str(models)]
     command += ["--address", address, "--metrics-address", metrics_address, "--shutdown-delay-seconds", "0", *flags]
+    with running_command(command, address=address, metrics_address=metrics_address) as server:
+        yield server
+
+
+@contextmanager
+def running_command(
+    command: Sequence[str], *, address: str, metrics_address: str = "", variables: Mapping[str, str] = os.environ
+) -> Iterator[ServerProcess]:
+    """Run a server that writes one line when it is ready, until the block ends, then stop it (SIGTERM).
+
+    Raises RuntimeError when the server ends or stays silent before it is ready, or does not stop in time.
+    """
     started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=variables)
     try:
         assert process.stdout is not None
         ready_line = process.stdout.readline().strip()  # ends at once when the process does
@@ -80,6 +92,13 @@ def running_server(models: Path, *flags: str) -> Iterator[ServerProcess]:
         except subprocess.TimeoutExpired:
             process.kill()
             raise RuntimeError(f"the server did not stop within {STOP_SECONDS:.0f} s of SIGTERM") from None
+
+
+def memory_bytes(pid: int) -> dict[str, int]:
+    """Resident memory of a process: "now" and "peak"."""
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines()
+    fields = dict(line.split(":", 1) for line in lines)
+    return {name: 1024 * int(fields[key].split()[0]) for name, key in (("now", "VmRSS"), ("peak", "VmHWM"))}
 
 
 def write_json(result: object, output: Path | None) -> None:
