@@ -43,13 +43,18 @@ class Adjuster:
 
     def __init__(self, options: DecodingOptions, *, eos_id: int) -> None:
         self._eos_id = eos_id
-        self._penalty = options.repetition_penalty
-        self._ngram_size = options.no_repeat_ngram_size
-        self._suppressed = frozenset(options.suppressed_tokens)
+        self.repetition_penalty = options.repetition_penalty
+        self.no_repeat_ngram_size = options.no_repeat_ngram_size
+        self.suppressed_tokens = frozenset(options.suppressed_tokens)
+        self.min_target_tokens = options.min_target_tokens
         self._sequences = tuple((sequence[:-1], sequence[-1]) for sequence in options.suppressed_sequences)
-        self._min_target_tokens = options.min_target_tokens
         self._prefix = options.target_prefix
         self._bias = options.prefix_bias
+
+    @property
+    def in_arrays(self) -> bool:
+        """Whether `service.adjust_arrays` knows all that is asked for."""
+        return not self._sequences and not self._bias
 
     def best(
         self,
@@ -70,7 +75,7 @@ class Adjuster:
         """
         rules = self._rules(target_ids)
         banned, seen, favoured, rest = rules
-        penalty = self._penalty
+        penalty = self.repetition_penalty
         found: list[Continuation] = []
         if favoured is not None and favoured not in banned:
             found.append(self._favour(favoured, float(row[favoured]), favoured in seen))
@@ -109,7 +114,7 @@ class Adjuster:
         favoured = self._favoured(target_ids)
         return _Rules(
             self._banned(target_ids),
-            frozenset(target_ids) if self._penalty != 1 else frozenset(),
+            frozenset(target_ids) if self.repetition_penalty != 1 else frozenset(),
             favoured,
             0.0 if favoured is None else math.log1p(-self._bias),
         )
@@ -122,7 +127,7 @@ class Adjuster:
         if token_id == rules.favoured:
             return self._favour(token_id, value, is_seen)
         adjusted = value + rules.rest
-        return -(adjusted * self._penalty if is_seen else adjusted), token_id, value
+        return -(adjusted * self.repetition_penalty if is_seen else adjusted), token_id, value
 
     def _best_of_all(self, row: npt.NDArray[np.float32], rules: _Rules, count: int) -> list[Continuation]:
         adjusted = self._adjust_all(row, rules)
@@ -140,7 +145,7 @@ class Adjuster:
     def _adjust_all(self, row: npt.NDArray[np.float32], rules: _Rules) -> npt.NDArray[np.float64]:
         adjusted: npt.NDArray[np.float64] = row.astype(np.float64) + rules.rest  # [V]
         if rules.seen:
-            adjusted[list(rules.seen)] *= self._penalty
+            adjusted[list(rules.seen)] *= self.repetition_penalty
         if rules.favoured is not None:
             value = float(row[rules.favoured])
             adjusted[rules.favoured] = -self._favour(rules.favoured, value, rules.favoured in rules.seen)[0]
@@ -158,7 +163,7 @@ class Adjuster:
 
     def _favour(self, token_id: int, value: float, is_seen: bool) -> Continuation:
         adjusted = math.log((1 - self._bias) * math.exp(value) + self._bias)
-        return -(adjusted * self._penalty if is_seen else adjusted), token_id, value
+        return -(adjusted * self.repetition_penalty if is_seen else adjusted), token_id, value
 
     def _banned(self, target_ids: Sequence[int]) -> frozenset[int]:
         """Tokens that may not follow."""
@@ -166,11 +171,11 @@ class Adjuster:
         for before, last in self._sequences:
             if len(before) <= len(target_ids) and tuple(target_ids[len(target_ids) - len(before) :]) == before:
                 more.add(last)
-        if self._ngram_size:
-            more |= _repeating(target_ids, self._ngram_size)
-        if len(target_ids) < self._min_target_tokens:
+        if self.no_repeat_ngram_size:
+            more |= _repeating(target_ids, self.no_repeat_ngram_size)
+        if len(target_ids) < self.min_target_tokens:
             more.add(self._eos_id)
-        return self._suppressed | more if more else self._suppressed
+        return self.suppressed_tokens | more if more else self.suppressed_tokens
 
 
 def _repeating(target_ids: Sequence[int], size: int) -> set[int]:

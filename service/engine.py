@@ -18,8 +18,10 @@ from collections.abc import Callable, Collection, Iterable
 
 import numpy as np
 
+from service.beam_arrays import advance_lanes
+from service.company import Company
+from service.greedy_arrays import advance_greedy, next_look
 from service.lane import Lane
-from service.plain_search import advance_beams, advance_greedy
 from service.request import FinishReason, Sequence
 from service.rows import RowCopy, RowStore
 from service.runner import EncodedBatch, Runner, StepOutputs
@@ -27,6 +29,9 @@ from service.scheduler import Scheduler, SchedulerLimits
 from service.search import Search
 from service.step_report import StepReport
 from service.tokenizer import BOS_ID, EOS_ID
+
+MANY_LANES = 2
+"""Fewer lanes are quicker one by one than in arrays."""
 
 
 class Engine:
@@ -72,10 +77,12 @@ class Engine:
         self._lanes: dict[Sequence, Lane] = {}
         self._others: dict[Lane, None] = {}  # those of them that want more than the best token
         self._talkative: dict[Lane, None] = {}  # those whose owners want to be told of progress
+        self._attentive: dict[Lane, None] = {}  # those that keep their attention, in the order they came
         self._fresh: list[Lane] = []  # those that have not decoded yet
         self._finished: list[Sequence] = []
         self._progress: list[tuple[Sequence, list[int]]] = []
         self._num_steps = 0
+        self._company = Company()
 
     @classmethod
     def over(
@@ -222,8 +229,9 @@ class Engine:
         ended = dict.fromkeys([*self._finished, *self.scheduler.clear()])
         self._finished = []
         self._progress = []
-        for accounts in (self._lanes, self._others, self._talkative, self._fresh):
+        for accounts in (self._lanes, self._others, self._talkative, self._attentive, self._fresh):
             accounts.clear()
+        self._search.attention.clear()
         self._store.clear()
         now = self._clock()
         for sequence in ended:
@@ -238,12 +246,15 @@ class Engine:
             own = sequence.options.max_target_tokens
             lane = Lane(sequence, limit if own is None else min(own, limit), eos_id=self._eos_id)
             lane.first_step = self._num_steps
+            lane.first_cell = self._store.num_cells
             self._store.enter(lane, sequence.options.num_rows, lane.limit)
             lane.start(lane.rows)
             self._lanes[sequence] = lane
             self._file(lane)
             if sequence.on_progress is not None:
                 self._talkative[lane] = None
+            if lane.keeps_attention:
+                self._attentive[lane] = None
             self._fresh.append(lane)
         try:
             batch = self.runner.encode([sequence.source_ids for sequence in sequences])
@@ -261,7 +272,9 @@ class Engine:
         try:
             for copy in self._store.compact():
                 if isinstance(copy, RowCopy):
-                    self._copy_row(copy)
+                    source, target, start, stop = copy
+                    if start < stop:
+                        self.runner.copy_row(source, target, start=start, stop=stop)
                 else:
                     self.runner.copy_lane(copy.source_lane, copy.target_lane, source_length=copy.source_length)
         except Exception as error:
@@ -270,15 +283,12 @@ class Engine:
             return error
         return None
 
-    def _copy_row(self, copy: RowCopy) -> None:
-        if copy.start < copy.stop:
-            self.runner.copy_row(copy.source_row, copy.target_row, start=copy.start, stop=copy.stop)
-
-    def _copy_rows(self, copies: Iterable[RowCopy]) -> Exception | None:
+    def _copy_rows(self, copies: Iterable[tuple[int, int, int, int]]) -> Exception | None:
         """Copies what beams share. Where that fails, everybody who runs fails, as in `_compact`."""
+        copy_row = self.runner.copy_row
         try:
-            for copy in copies:
-                self._copy_row(copy)
+            for source, target, start, stop in copies:
+                copy_row(source, target, start=start, stop=stop)
         except Exception as error:
             self._fail(self.scheduler.running, error)
             return error
@@ -286,18 +296,16 @@ class Engine:
 
     def _decode(self) -> StepOutputs | Exception:
         """One decoding step; the caches gain a position that the next step overwrites if this one is not committed."""
-        num_candidates = 1
-        with_attention = False
-        for lane in self._others:
-            num_candidates = max(num_candidates, lane.num_candidates)
-            with_attention |= lane.keeps_attention
+        num_candidates = max((lane.num_candidates for lane in self._others), default=1)
         inputs = self._store.inputs(
-            num_candidates=min(num_candidates, self.runner.target_vocabulary_size), with_attention=with_attention
+            num_candidates=min(num_candidates, self.runner.target_vocabulary_size),
+            with_attention=bool(self._attentive),
         )
         try:
             outputs = self.runner.decode_step(inputs)
         except Exception as error:
             return error
+        self._company.note(self._num_steps, self._store.num_rows)
         self._num_steps += 1
         return outputs
 
@@ -307,7 +315,7 @@ class Engine:
         Returns:
             What copying failed with, if it did.
         """
-        self._store.note_step(may_branch=bool(self._others))
+        self._search.begin_step(outputs, may_branch=bool(self._others))
         for lane in self._fresh:
             lane.sequence.first_token_at = now
         self._fresh = []
@@ -325,11 +333,10 @@ class Engine:
     def _commit_greedy(self, outputs: StepOutputs, now: float) -> None:
         """The next token of every lane of plain greedy search."""
         store = self._store
+        rows = None
         if self._others:
             rows = np.array([lane.rows[0] for lane in self._lanes.values() if lane.is_plain_greedy])
-        else:
-            rows = np.arange(store.num_rows)
-        for row in rows[advance_greedy(store, rows, outputs, self._eos_id)].tolist():
+        for row in advance_greedy(store, rows, outputs, self._eos_id).tolist():
             lane = store.row_tenant(row)
             assert isinstance(lane, Lane)
             if not math.isfinite(outputs.candidate_log_probabilities[row, 0]):
@@ -345,29 +352,37 @@ class Engine:
                 self._search.check_growing_loop(lane)
                 self._file(lane)
 
-    def _commit_others(self, lanes: Iterable[Lane], outputs: StepOutputs, now: float) -> list[RowCopy]:
+    def _commit_others(
+        self, lanes: Iterable[Lane], outputs: StepOutputs, now: float
+    ) -> list[tuple[int, int, int, int]]:
         """The next tokens of all other lanes; what they need copied."""
-        copies: list[RowCopy] = []
+        copies: list[tuple[int, int, int, int]] = []
         singly: list[Lane] = []
         beams: defaultdict[int, list[Lane]] = defaultdict(list)
         for lane in lanes:
-            if lane.is_plain_beam and len(lane.open) == lane.options.beam_size:
+            if lane.in_arrays and (not lane.num_forced or self._store.lengths[lane.open[0]] >= lane.num_forced):
                 beams[lane.options.beam_size].append(lane)
             else:
                 singly.append(lane)
         for size, alike in beams.items():
-            if len(alike) == 1:  # one is quicker without arrays
+            if len(alike) < MANY_LANES:
                 singly += alike
                 continue
-            special, advanced, made = advance_beams(self._store, alike, size, outputs, self._eos_id)
-            copies += made
-            singly += special
-            for lane in advanced:
-                if lane.ended and lane.is_decided(float(self._store.scores[lane.open].max())):
-                    self._conclude(lane, now)
+            try:
+                advanced = advance_lanes(self._search, self._store, alike, size, outputs)
+            except Exception as error:
+                self._fail([lane.sequence for lane in alike], error)
+                continue
+            copies += advanced.copies
+            singly += advanced.special
+            for lane in advanced.over:
+                self._conclude(lane, now)
+            if size == 1:
+                for lane in advanced.going:
+                    self._search.check_growing_loop(lane)
         for lane in singly:
             try:
-                is_over, made = self._search.advance(lane, outputs)
+                is_over, made = self._search.advance(lane)
             except Exception as error:
                 self._fail([lane.sequence], error)
                 continue
@@ -384,8 +399,11 @@ class Engine:
             self._file(lane)
 
     def _file(self, lane: Lane) -> None:
-        """Keeps account of which lanes want more than the best token."""
-        if not lane.is_plain_greedy:
+        """Keeps account of which lanes want more than the best token, and of when to look at those that do not."""
+        if lane.is_plain_greedy:
+            row = lane.rows[0]
+            self._store.looks[row] = next_look(int(self._store.lengths[row]), lane.limit)
+        else:
             self._others[lane] = None
 
     def _finish(self, lane: Lane, now: float) -> None:
@@ -401,8 +419,12 @@ class Engine:
         lane = self._lanes.pop(sequence)
         self._others.pop(lane, None)
         self._talkative.pop(lane, None)
+        if lane in self._attentive:
+            del self._attentive[lane]
+            oldest = next(iter(self._attentive), None)
+            self._search.attention.forget_before(self._store.num_cells if oldest is None else oldest.first_cell)
         sequence.num_steps = self._num_steps - lane.first_step
-        sequence.max_rows_shared = int(self._store.most_shared[lane.rows].max())
+        sequence.max_rows_shared = self._company.most_since(lane.first_step)
         self._store.leave(lane)
 
     def _fail(self, sequences: Collection[Sequence], error: Exception) -> None:

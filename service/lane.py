@@ -16,7 +16,8 @@ from service.options import DecodingOptions
 from service.repetition import GUARD_NGRAM_SIZE, Loop, find_loop
 from service.request import FinishReason, Hypothesis, Sequence
 
-Attention = list[npt.NDArray[np.float32]]
+Attention = npt.NDArray[np.float32]
+"""[T,S] what each token of a hypothesis attended to."""
 
 
 class Ended(NamedTuple):
@@ -26,8 +27,8 @@ class Ended(NamedTuple):
     log_probabilities: list[float]
     normalized_score: float
     finish_reason: FinishReason
-    attention: Attention
-    """One [S] for each target token, where the lane keeps them; else empty."""
+    attention: Attention | None
+    """Where the lane keeps it."""
     number: int
     """Which sample or alternative it is; of a beam, 0."""
 
@@ -44,6 +45,8 @@ class Lane:
         self.source_length = len(sequence.source_ids)
         self.first_step = 0
         """The step it joined before."""
+        self.first_cell = 0
+        """Its rows' cached positions have cells (`service.rows`) of no lower number."""
         self.num_certain = 0
         """Target tokens that were handed out."""
         self._eos_id = eos_id
@@ -60,16 +63,15 @@ class Lane:
         self.has_branched = False
         """Whether the alternatives have begun."""
         self.keeps_attention = options.with_alignment or options.coverage_penalty != 0
-        self.attention: dict[int, Attention] = {}
-        """Of each row, where the lane keeps them."""
         self.streams: list[np.random.Generator] = []
         self.is_beam = options.beam_size > 1
-        is_plain = not self.keeps_attention and self.adjuster is None and not options.target_prefix
-        is_single = options.num_rows == 1 and options.sampling is None and not options.with_alternatives
-        self.is_plain_greedy = is_plain and is_single
+        self.num_forced = 0 if options.prefix_bias else len(options.target_prefix)
+        """Tokens that the prefix forces."""
+        is_search = options.sampling is None and not options.with_alternatives and not options.is_scoring
+        self.in_arrays = is_search and (self.adjuster is None or self.adjuster.in_arrays)
+        """Whether `service.beam_arrays` can advance it, after the forced tokens."""
+        self.is_plain_greedy = options.is_plain_greedy
         """Whether each step just takes the best token."""
-        self.is_plain_beam = is_plain and self.is_beam
-        """Whether each step just takes the best continuations."""
         self.num_candidates = 1 if self.is_plain_greedy else 2 * options.num_rows
         if self.adjuster is not None:
             self.num_candidates += 8  # so that a few tokens left out do not ask for the whole vocabulary
@@ -85,15 +87,16 @@ class Lane:
             ]
         else:
             self.open = [rows[0]]
-        self.attention = {row: [] for row in self.open} if self.keeps_attention else {}
 
     def renumber(self, old_row: int, new_row: int) -> None:
         """See `service.rows.Tenant`."""
         self.open = [new_row if row == old_row else row for row in self.open]
         if old_row in self.numbers:
             self.numbers[new_row] = self.numbers.pop(old_row)
-        if old_row in self.attention:
-            self.attention[new_row] = self.attention.pop(old_row)
+
+    def open_rows_first(self) -> list[int]:
+        """All its rows: those of the open hypotheses in their order, then the others."""
+        return [*self.open, *(row for row in self.rows if row not in self.open)]
 
     def rows_of_children(self, parents: Row[int]) -> tuple[list[int], list[tuple[int, int]]]:
         """Rows for hypotheses that go on, given the row of each one's parent.
@@ -105,7 +108,7 @@ class Lane:
             Their rows in order, and as pairs which row each of the others is to become like.
         """
         needed = set(parents)
-        spare = [row for row in self.rows if row not in needed]
+        spare = [row for row in self.open_rows_first() if row not in needed]
         rows: list[int] = []
         branches: list[tuple[int, int]] = []
         taken: set[int] = set()
@@ -120,10 +123,7 @@ class Lane:
 
     def forced(self, position: int) -> int | None:
         """The token that the prefix forces at a position."""
-        options = self.options
-        if options.prefix_bias or position >= len(options.target_prefix):
-            return None
-        return options.target_prefix[position]
+        return self.options.target_prefix[position] if position < self.num_forced else None
 
     def end(
         self,
@@ -132,14 +132,15 @@ class Lane:
         log_probabilities: list[float],
         search_score: float,
         reason: FinishReason,
+        *,
+        attention: Attention | None = None,
     ) -> None:
-        """A hypothesis of `row` has ended with these tokens."""
-        attention = self.attention.get(row, [])[: len(target_ids)]
+        """A hypothesis of `row` has ended with these tokens; `attention` where the lane keeps it."""
         normalized = search_score / len(target_ids) ** self.options.length_penalty
-        if self.options.coverage_penalty:
+        if self.options.coverage_penalty and attention is not None:
             normalized += self.options.coverage_penalty * coverage_term(attention)
         number = self.numbers.get(row, 0)
-        self.ended.append(Ended(target_ids, log_probabilities, normalized, reason, list(attention), number))
+        self.ended.append(Ended(target_ids, log_probabilities, normalized, reason, attention, number))
 
     def is_decided(self, best_open_score: float | None) -> bool:
         """Whether the search is over, given the best open hypothesis's search score; None where none is open."""
@@ -160,6 +161,8 @@ class Lane:
 
     def best_ended(self) -> list[Ended]:
         """The results, best first; alternatives in their order."""
+        if len(self.ended) == 1:
+            return list(self.ended)
         if self.options.with_alternatives:
             ranked = sorted(self.ended, key=lambda each: each.number)
         else:
@@ -211,7 +214,7 @@ class Lane:
                     score=math.fsum(each.log_probabilities),
                     normalized_score=each.normalized_score,
                     finish_reason=reason,
-                    attention=np.stack(each.attention) if with_alignment else None,  # [T,S]
+                    attention=each.attention if with_alignment else None,
                 )
             )
         return made
@@ -219,5 +222,5 @@ class Lane:
 
 def coverage_term(attention: Attention) -> float:
     """Σ over the source of log(min(coverage, 1)), positions without any attention left out (Wu et al. 2016)."""
-    coverage = np.stack(attention).sum(axis=0, dtype=np.float64)  # [S]
+    coverage = attention.sum(axis=0, dtype=np.float64)  # [S]
     return float(np.log(np.minimum(coverage[coverage > 0], 1.0)).sum())

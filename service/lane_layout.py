@@ -39,6 +39,9 @@ class LaneLayout:
         # [S+1,S]: windows of one array; the one that begins at S-n has n positions without a bias.
         self._biases = np.lib.stride_tricks.sliding_window_view(both, slot_length)
         self._arranged = b""
+        self._every_row = np.arange(max_rows)
+        self._biased_lengths = np.zeros(max_rows, np.int32)  # [R] source length that a lane's bias is for; 0: none
+        self._biased_shape = (0, 0)
         self.num_rows = 0
         """B."""
         self.num_lanes = 0
@@ -75,18 +78,31 @@ class LaneLayout:
             num_positions,
         )
 
-        rows = np.arange(num_rows)
+        rows = self._every_row[:num_rows]
         slot_rows = self._slot_rows[: num_lanes * num_slots * 2].reshape(num_lanes, num_slots, 2)
         slot_rows[lanes, :, 0] = rows[:, None]  # slots to spare: some row of the same lane
-        slot_rows[lanes, places, 0] = rows
+        if most > 1:
+            slot_rows[lanes, places, 0] = rows
         self._row_slots[:num_rows, 0, 0] = lanes
         self._row_slots[:num_rows, 0, 1] = places
         self._queries[:num_lanes] = inputs.rows_per_lane
         self._last_positions[:num_lanes] = inputs.source_lengths + inputs.rows_per_lane - 1
         self._num_positions[0] = num_positions
-        bias = self._bias[: num_lanes * num_slots * num_positions].reshape(num_lanes, num_slots, num_positions)
-        bias[:] = self._biases[self._slot_length - inputs.source_lengths, None, :num_positions]  # [N,1,P] -> [N,Q,P]
+        self._arrange_bias(inputs.source_lengths)
         self._arranged = arranged
+
+    def _arrange_bias(self, source_lengths: npt.NDArray[np.int32]) -> None:
+        """The bias of the lanes whose source length changed; of all when their shape did."""
+        num_lanes = len(source_lengths)
+        shape = (self.num_slots, self.num_positions)
+        if shape != self._biased_shape:
+            self._biased_shape = shape
+            self._biased_lengths.fill(0)
+        bias = self._bias[: num_lanes * math.prod(shape)].reshape(num_lanes, *shape)  # [N,Q,P]
+        changed = (self._biased_lengths[:num_lanes] != source_lengths).nonzero()[0]
+        for lane in changed.tolist():
+            bias[lane] = self._biases[self._slot_length - source_lengths[lane], : self.num_positions]  # [P] -> [Q,P]
+        self._biased_lengths[:num_lanes] = source_lengths
 
     def inputs(self) -> Iterator[tuple[str, npt.NDArray[Any]]]:
         """The six inputs by name: views of the buffers."""

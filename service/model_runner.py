@@ -118,8 +118,7 @@ class OnnxModelRunner:
         self._num_target_positions = np.array([self._slab.target_slot_length], np.int32)  # [1]
         self._log_probabilities = np.empty((max_rows, architecture.target_vocabulary), np.float32)  # [R,V]
         # Not cleared: untouched pages cost nothing.
-        self._attention = np.empty(max_rows * architecture.heads * SPARE_POSITIONS * slot_length, np.float32)
-        self._every_position = np.arange(slot_length, dtype=np.int32)
+        self._attention = np.zeros(max_rows * architecture.heads * SPARE_POSITIONS * slot_length, np.float32)
         self._bindings: dict[tuple[int, int, int, int, bool], Any] = {}
         self._encoder_bindings: dict[tuple[int, int], _EncoderBinding] = {}
         self._candidates_bindings: dict[tuple[int, int], _CandidatesBinding] = {}
@@ -164,10 +163,11 @@ class OnnxModelRunner:
         Args:
             sources: token ids, each of 1..max_source_tokens.
         """
-        by_length: dict[int, list[int]] = defaultdict(list)
-        for index, source in enumerate(sources):
-            by_length[round_up(len(source))].append(index)
-        encoded: dict[int, EncodedSource] = {}
+        lengths = [len(source) for source in sources]
+        by_length: defaultdict[int, list[int]] = defaultdict(list)
+        for index, length in enumerate(lengths):
+            by_length[round_up(length)].append(index)
+        encoded: list[Any] = [None] * len(sources)
         num_padded = 0
         for padded_length, indices in by_length.items():
             num_padded += padded_length * len(indices)
@@ -177,14 +177,8 @@ class OnnxModelRunner:
                 is_first = start == 0  # later ones of the same shape must not write over it
                 cross = self._encode_run([sources[index] for index in chosen], padded_length, may_keep=is_first)
                 for position, index in enumerate(chosen):
-                    encoded[index] = EncodedSource(
-                        source_length=len(sources[index]), payload=cross[:, :, position]
-                    )  # [L,2,H,S,K]
-        return EncodedBatch(
-            sources=[encoded[index] for index in range(len(sources))],
-            num_tokens=sum(len(source) for source in sources),
-            num_padded_tokens=num_padded,
-        )
+                    encoded[index] = EncodedSource(lengths[index], cross[:, :, position])  # [L,2,H,S,K]
+        return EncodedBatch(sources=encoded, num_tokens=sum(lengths), num_padded_tokens=num_padded)
 
     def _encode_run(self, sources: list[Ids[int]], padded_length: int, *, may_keep: bool) -> npt.NDArray[np.float32]:
         """Cross keys and values [L,2,B,H,S,K] of sources of one rounded length.
@@ -304,11 +298,12 @@ class OnnxModelRunner:
         return self._attention[: math.prod(shape)].reshape(shape)
 
     def _attention_by_row(self, inputs: StepInputs) -> npt.NDArray[np.float32]:
-        """The attention of every row, [B,H,S'], 0 after its source; S' is the longest source."""
+        """The attention of every row, the mean of the heads [B,S']; S' is the longest source."""
         longest = int(inputs.source_lengths.max())
-        attention = self._attention_by_slot()[..., :longest][inputs.row_lanes, :, inputs.row_places]  # [B,H,S']
-        is_source = self._every_position[:longest] < inputs.source_lengths[inputs.row_lanes][:, None]  # [B,S']
-        return np.where(is_source[:, None], attention, np.float32(0))
+        by_slot = np.add.reduce(self._attention_by_slot(), axis=1)[..., :longest]  # [N,Q,S']
+        by_row: npt.NDArray[np.float32] = by_slot[inputs.row_lanes, inputs.row_places]  # [B,S']
+        by_row /= self._architecture.heads
+        return by_row
 
     def _candidates_binding(self, num_rows: int, num_candidates: int) -> _CandidatesBinding:
         """The candidates' graph on the first `num_rows` rows of the log-probabilities."""

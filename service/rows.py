@@ -6,17 +6,23 @@ of them is closed by the last rows and lanes. The arrays that a step reads are v
 
 Cached positions of a row carry the number of their making (a *cell*). Two rows with the same cell at a position hold
 the same keys and values up to there, so that a hypothesis that moves to another row takes along only what differs.
+What is known of a position (token, log-probability, cell) lies side by side, so that a step touches one line of the
+processor's cache for each row.
 Axes: R rows of the store, M target positions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from service.runner import StepInputs
+
+_POSITION = np.dtype([("token", np.int32), ("log_probability", np.float32), ("cell", np.int64)])
+"""What is known of a position of a row."""
 
 
 class RowCopy(NamedTuple):
@@ -66,13 +72,20 @@ class RowStore:
         """[R] target tokens at which a row is cut."""
         self.scores = np.zeros(max_rows, np.float64)
         """[R] search score: sum of the adjusted log-probabilities."""
-        self.tokens = np.zeros((max_rows, max_target_tokens), np.int32)
+        self.looks = np.zeros(max_rows, np.int32)
+        """[R] target tokens from which greedy search has to look at a row (`service.greedy_arrays`)."""
+        self._positions = np.zeros((max_rows, max_target_tokens), _POSITION)
+        self.tokens: npt.NDArray[np.int32] = self._positions["token"]
         """[R,M] target tokens."""
-        self.log_probabilities = np.zeros((max_rows, max_target_tokens), np.float32)
+        self.log_probabilities: npt.NDArray[np.float32] = self._positions["log_probability"]
         """[R,M] the model's own log-probability of each of them."""
-        self.most_shared = np.zeros(max_rows, np.int32)
-        """[R] the most rows that decoded beside each row, its own included."""
-        self._cells = np.zeros((max_rows, max_target_tokens), np.int64)
+        self._cells: npt.NDArray[np.int64] = self._positions["cell"]
+        # The same as what NumPy moves at once, and as flat arrays [R*M], because one index is quicker than two.
+        self._whole = self._positions.view(np.complex128)  # [R,M] to be copied, never to be computed with
+        self._flat_tokens = self.tokens.reshape(-1)
+        self._flat_log_probabilities = self.log_probabilities.reshape(-1)
+        self._flat_cells = self._cells.reshape(-1)
+        self._starts = np.arange(max_rows) * max_target_tokens  # [R]
         self._num_cells = 0
         self._lanes = np.zeros(max_rows, np.int64)  # [R]
         self._places = np.zeros(max_rows, np.int64)  # [R]
@@ -132,7 +145,6 @@ class RowStore:
             self._lanes[row] = lane
             self._places[row] = place
             self.limits[row] = limit
-            self.most_shared[row] = 0
             self.reset(row)
 
     @staticmethod
@@ -156,7 +168,8 @@ class RowStore:
             RuntimeError: when it does not own what it names: a bug.
         """
         rows = tenant.rows
-        if self._lane_tenants[tenant.lane] is not tenant or any(self._row_tenants[row] is not tenant for row in rows):
+        owns_lane = tenant.lane < len(self._lane_tenants) and self._lane_tenants[tenant.lane] is tenant
+        if not owns_lane or [self._row_tenants[row] for row in rows] != [tenant] * len(rows):
             raise RuntimeError(f"Lane {tenant.lane} and rows {rows} must belong to who leaves them, but do not.")
         self._lane_tenants[tenant.lane] = None
         for row in rows:
@@ -195,7 +208,7 @@ class RowStore:
             self._lanes[gap] = self._lanes[row]
             self._places[gap] = self._places[row]
             self.limits[gap] = self.limits[row]
-            self.most_shared[gap] = self.most_shared[row]
+            self.looks[gap] = self.looks[row]
             self.lengths[gap] = length
             self.last_ids[gap] = self.last_ids[row]
             self.scores[gap] = self.scores[row]
@@ -231,18 +244,30 @@ class RowStore:
             with_attention=with_attention,
         )
 
-    def note_step(self, *, may_branch: bool = True) -> None:
+    @property
+    def num_cells(self) -> int:
+        """Cells made so far, which is the number of the next."""
+        return self._num_cells
+
+    def cells(self, row: int, stop: int) -> npt.NDArray[np.int64]:
+        """The cells [stop] of the first `stop` positions of a row."""
+        return self._cells[row, :stop]
+
+    def note_step(self, *, may_branch: bool = True) -> int:
         """A step of rows 0..B-1 ran: each has cached one more position.
 
         Without `may_branch` no tenant has more than one row, and nobody will ask what rows have in common: a tenant
         that does so later fills all the positions it asks for itself.
+
+        Returns:
+            The number of row 0's cell; row r's is the r-th after it.
         """
         rows = len(self._row_tenants)
+        first = self._num_cells
         if may_branch:
-            every = self._every_row[:rows]
-            self._cells[every, self.lengths[:rows]] = every + self._num_cells
+            self._flat_cells[self._starts[:rows] + self.lengths[:rows]] = self._every_row[:rows] + first
             self._num_cells += rows
-        np.maximum(self.most_shared[:rows], rows, out=self.most_shared[:rows])
+        return first
 
     def branch(self, source_row: int, target_row: int) -> RowCopy:
         """`target_row` becomes what `source_row` is after a step (`note_step`): history, scores and cached positions.
@@ -258,33 +283,22 @@ class RowStore:
         self.lengths[target_row] = length
         return RowCopy(source_row, target_row, start, stop)
 
-    def branch_all(self, source_rows: Sequence[int], target_rows: Sequence[int]) -> list[RowCopy]:
-        """`branch` of several pairs at once; no row is both a source and a target, no target twice."""
-        if not source_rows:
-            return []
-        sources, targets = np.array(source_rows), np.array(target_rows)
+    def branch_all(
+        self, sources: npt.NDArray[np.int64], targets: npt.NDArray[np.int64]
+    ) -> list[tuple[int, int, int, int]]:
+        """`branch` of pairs of rows [N], at least one; no row is both a source and a target, and no target twice."""
         lengths = self.lengths[sources]
         most = int(lengths.max()) + 1
-        is_cached = np.arange(most) <= lengths[:, None]  # [N,M'] this step's position included
-        theirs, own = self._cells[sources, :most], self._cells[targets, :most]
-        differs = (theirs != own) | ~is_cached
-        differs[np.arange(len(sources)), lengths] = True  # at this step's position at the latest
-        starts = differs.argmax(axis=1)
-        self._cells[targets, :most] = np.where(is_cached, theirs, own)
-        self.tokens[targets, :most] = self.tokens[sources, :most]
-        self.log_probabilities[targets, :most] = self.log_probabilities[sources, :most]
+        theirs = self._whole[sources, :most]  # [N,M'] what lies after a row's length is never read
+        differs = theirs.view(_POSITION)["cell"] != self._cells[targets, :most]
+        differs[self._every_row[: len(sources)], lengths] = True  # at this step's position at the latest
+        self._whole[targets, :most] = theirs
         self.lengths[targets] = lengths
-        return [
-            RowCopy(source, target, start, length + 1)
-            for source, target, start, length in zip(
-                source_rows, target_rows, starts.tolist(), lengths.tolist(), strict=True
-            )
-        ]
+        starts = differs.argmax(axis=1)
+        return list(zip(sources.tolist(), targets.tolist(), starts.tolist(), (lengths + 1).tolist(), strict=True))
 
     def _take_over(self, source_row: int, target_row: int, stop: int) -> None:
-        self.tokens[target_row, :stop] = self.tokens[source_row, :stop]
-        self.log_probabilities[target_row, :stop] = self.log_probabilities[source_row, :stop]
-        self._cells[target_row, :stop] = self._cells[source_row, :stop]
+        self._whole[target_row, :stop] = self._whole[source_row, :stop]
 
     def append(self, row: int, token_id: int, log_probability: float, score: float) -> None:
         """A row's hypothesis goes on with a token."""
@@ -294,6 +308,39 @@ class RowStore:
         self.lengths[row] = length + 1
         self.last_ids[row] = token_id
         self.scores[row] = score
+
+    def append_all(
+        self,
+        rows: npt.NDArray[np.int64],
+        token_ids: npt.NDArray[np.int64],
+        log_probabilities: npt.NDArray[np.float32],
+        scores: npt.NDArray[np.float64],
+    ) -> None:
+        """`append` of several rows at once; all of one shape."""
+        lengths = self.lengths[rows]
+        where = self._starts[rows] + lengths
+        self._flat_tokens[where] = token_ids
+        self._flat_log_probabilities[where] = log_probabilities
+        self.lengths[rows] = lengths + 1
+        self.last_ids[rows] = token_ids
+        self.scores[rows] = scores
+
+    def append_each(
+        self, rows: slice | npt.NDArray[np.int64], token_ids: npt.NDArray[np.int64], values: npt.NDArray[np.float32]
+    ) -> npt.NDArray[np.int32]:
+        """Every one of these rows goes on with a token and its log-probability; scores are left alone.
+
+        Returns:
+            How many tokens each has now.
+        """
+        lengths = self.lengths[rows]
+        where = self._starts[rows] + lengths
+        self._flat_tokens[where] = token_ids
+        self._flat_log_probabilities[where] = values
+        self.last_ids[rows] = token_ids
+        lengths = lengths + 1
+        self.lengths[rows] = lengths
+        return lengths
 
     def target_ids(self, row: int) -> list[int]:
         """A row's target tokens."""

@@ -5,21 +5,19 @@
 A *lane* holds one sentence's encoded source; its *rows* are the hypotheses that read it, each with its own target so
 far. Greedy search has one row a lane, beam search `beam_size`. Lanes 0..N-1 and rows 0..B-1 take part in a step; the
 rows of a lane may lie anywhere among them.
-Axes: B rows, N lanes, C candidates, V vocabulary, S source, H heads, K width per head, L layers.
+Axes: B rows, N lanes, C candidates, V vocabulary, S source, K width per head, L layers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Ids
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 
-@dataclass(frozen=True, kw_only=True)
-class EncodedSource:
+class EncodedSource(NamedTuple):
     """One encoded sentence, on its way from the encoder into a lane of the slab."""
 
     source_length: int
@@ -28,8 +26,7 @@ class EncodedSource:
     """Cross keys and values; only the runner that made them knows their shape. They hold until its next `encode`."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class EncodedBatch:
+class EncodedBatch(NamedTuple):
     """What one call of `encode` made, in the order of its sources, and what it cost."""
 
     sources: list[EncodedSource]
@@ -40,8 +37,7 @@ class EncodedBatch:
     """Source tokens as computed, padding included."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StepInputs:
+class StepInputs(NamedTuple):
     """One step of rows 0..B-1 over lanes 0..N-1."""
 
     target_ids: npt.NDArray[np.int64]
@@ -62,9 +58,8 @@ class StepInputs:
     """Whether the attention over the source is wanted."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StepOutputs:
-    """What a step computed. The arrays may be views of buffers: they hold until the next step."""
+class StepOutputs(NamedTuple):
+    """What a step computed. The arrays may be views of buffers that hold until the next step."""
 
     candidate_ids: npt.NDArray[np.int64]
     """[B,C] the most probable tokens, best first; equal ones in the order of their ids."""
@@ -73,8 +68,8 @@ class StepOutputs:
     log_probabilities: npt.NDArray[np.float32]
     """[B,V] of every token; to be read only."""
     attention: npt.NDArray[np.float32] | None
-    """[B,H,S'] with S' at least the longest source: attention of the alignment layer's heads, 0 after the row's own
-    source; None when it was not wanted."""
+    """[B,S'] with S' at least the longest source: attention of the alignment layer, the mean of its heads; anything
+    after the row's own source. It holds beyond the next step. None when it was not wanted."""
 
 
 class Runner(Protocol):

@@ -1,7 +1,7 @@
 """Which hypotheses of a lane go on with which tokens, and which end: one lane at a time, with every option.
 
-docs/decoding.md defines the searches. `service.plain_search` does the same for many lanes at once where nothing special
-is asked for; both give the same results.
+docs/decoding.md defines the searches. `service.greedy_arrays` and `service.beam_arrays` do the same for many lanes at
+once where nothing special is asked for; they give the same results.
 """
 
 from __future__ import annotations
@@ -10,10 +10,8 @@ import math
 from collections.abc import Sequence as Row
 from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-
 from service.adjust import Continuation
+from service.attention_log import AttentionLog
 from service.draw import draw
 from service.lane import Lane
 from service.repetition import find_loop, unlooped_length
@@ -50,7 +48,6 @@ class _Step:
         self.log_probabilities = outputs.log_probabilities
         self._num_asked = 0
         self._rows: list[tuple[list[int], list[float]]] | None = None
-        self._attention: npt.NDArray[np.float32] | None = None
 
     def candidates(self, row: int) -> tuple[list[int], list[float]]:
         """The candidates of a row and their log-probabilities; those of all rows are made at once when many ask."""
@@ -62,24 +59,26 @@ class _Step:
             self._rows = list(zip(ids.tolist(), values.tolist(), strict=True))
         return self._rows[row]
 
-    def attention(self) -> npt.NDArray[np.float32]:
-        """[B,S'] the mean over the heads, the runner's buffers left behind."""
-        if self._attention is None:
-            assert self.outputs.attention is not None
-            self._attention = self.outputs.attention.mean(axis=1)
-        return self._attention
-
 
 class Search:
     """Advances lanes by one token."""
 
     def __init__(self, store: RowStore, *, eos_id: int) -> None:
         self._store = store
-        self._eos_id = eos_id
+        self.eos_id = eos_id
+        self.attention = AttentionLog()
+        """What the lanes that keep it attended to."""
         self._step: _Step | None = None
 
-    def advance(self, lane: Lane, outputs: StepOutputs) -> tuple[bool, list[RowCopy]]:
-        """One step of `lane`, which the store has noted (`RowStore.note_step`).
+    def begin_step(self, outputs: StepOutputs, *, may_branch: bool = True) -> None:
+        """A step of all rows ran, and this is what it computed; `may_branch` as for `RowStore.note_step`."""
+        first_cell = self._store.note_step(may_branch=may_branch)
+        if outputs.attention is not None:
+            self.attention.add(first_cell, outputs.attention)
+        self._step = _Step(outputs)
+
+    def advance(self, lane: Lane) -> tuple[bool, list[RowCopy]]:
+        """What the step that `begin_step` was told of comes to for `lane`.
 
         Returns:
             Whether the lane's search is over, and what the runner has to copy before the next step.
@@ -87,13 +86,8 @@ class Search:
         Raises:
             SearchError: when a log-probability is not finite.
         """
-        if self._step is None or self._step.outputs is not outputs:
-            self._step = _Step(outputs)
         step = self._step
-        if lane.keeps_attention:
-            weights = step.attention()
-            for row in lane.open:
-                lane.attention[row].append(weights[row, : lane.source_length])  # [S]
+        assert step is not None
         children = self._beam(lane, step) if lane.is_beam else self._independent(lane, step)
         best = max((child.score for child in children), default=None)
         if lane.is_decided(best):
@@ -126,9 +120,9 @@ class Search:
         is_last = position + 1 >= lane.limit
         children: list[Child] = []
         for rank, (negative, _place, token_id, row, value) in enumerate(ranked):
-            if token_id == self._eos_id or is_last:
+            if token_id == self.eos_id or is_last:
                 if rank < size:
-                    self._end(lane, Child(row, token_id, value, -negative))
+                    self.end(lane, Child(row, token_id, value, -negative))
             elif len(children) < size:
                 children.append(Child(row, token_id, value, -negative))
         return children
@@ -148,7 +142,7 @@ class Search:
                 if self._is_end(lane, child):
                     if begins_alternatives:
                         lane.numbers[row] = number
-                    self._end(lane, child)
+                    self.end(lane, child)
                 else:
                     children.append(child)
         return children
@@ -160,7 +154,7 @@ class Search:
             lane.has_branched = True
             count = options.num_hypotheses
             found = self._continuations(lane, row, step, count + 1)
-            return [each for each in found if each[1] != self._eos_id][:count] or found[:1]
+            return [each for each in found if each[1] != self.eos_id][:count] or found[:1]
         if options.sampling is None:
             return self._continuations(lane, row, step, 1)
         values = step.log_probabilities[row]
@@ -201,22 +195,27 @@ class Search:
         child = Child(row, token_id, value, float(self._store.scores[row]) + value)
         is_scored = lane.options.is_scoring and int(self._store.lengths[row]) + 1 == len(lane.options.target_prefix)
         if is_scored or self._is_end(lane, child):
-            self._end(lane, child)
+            self.end(lane, child)
             return []
         return [child]
 
     def _is_end(self, lane: Lane, child: Child) -> bool:
-        return child.token_id == self._eos_id or int(self._store.lengths[child.parent_row]) + 1 >= lane.limit
+        return child.token_id == self.eos_id or int(self._store.lengths[child.parent_row]) + 1 >= lane.limit
 
-    def _end(self, lane: Lane, child: Child) -> None:
+    def end(self, lane: Lane, child: Child) -> None:
         """A hypothesis ends with a token."""
         row = child.parent_row
+        length = int(self._store.lengths[row])
+        attention = None
+        if lane.keeps_attention:
+            attention = self.attention.of(self._store.cells(row, length + 1), lane.source_length)
         lane.end(
             row,
             [*self._store.target_ids(row), child.token_id],
             [*self._store.target_log_probabilities(row), child.log_probability],
             child.score,
-            FinishReason.STOP if child.token_id == self._eos_id else FinishReason.LENGTH,
+            FinishReason.STOP if child.token_id == self.eos_id else FinishReason.LENGTH,
+            attention=attention,
         )
 
     def settle(self, lane: Lane, children: Row[Child]) -> list[RowCopy]:
@@ -226,8 +225,6 @@ class Search:
         copies: list[RowCopy] = []
         for parent, row in branches:
             copies.append(store.branch(parent, row))
-            if lane.keeps_attention:
-                lane.attention[row] = list(lane.attention[parent])
         for row, child in zip(rows, children, strict=True):
             store.append(row, child.token_id, child.log_probability, child.score)
         lane.open = rows

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from service.request import Sequence
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StepReport:
+class StepReport(NamedTuple):
     """What one step did, for metrics and tests."""
 
     finished: list[Sequence]

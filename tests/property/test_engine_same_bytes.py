@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import random
 import struct
@@ -139,7 +138,7 @@ class DependsOnCompany(FakeRunner):
         if len(inputs.target_ids) > 2:
             found.candidate_log_probabilities[0, 0] -= 1e-6
             if self.is_tokens:
-                found = dataclasses.replace(found, candidate_ids=found.candidate_ids.copy())
+                found = found._replace(candidate_ids=found.candidate_ids.copy())
                 found.candidate_ids[0, 0] = 77
         return found
 

@@ -216,7 +216,7 @@ class FakeRunner:
         vocabulary_size = self.target_vocabulary_size
         log_probabilities = np.empty((num_rows, vocabulary_size), np.float32)
         longest = max(len(self.lanes[lane]) for lane in range(num_lanes))
-        attention = np.zeros((num_rows, NUM_HEADS, longest), np.float32) if inputs.with_attention else None
+        attention = np.full((num_rows, longest), np.nan, np.float32) if inputs.with_attention else None
         for index in range(num_rows):
             source = self.lanes[int(inputs.row_lanes[index])]
             row = self.rows.setdefault(index, FakeRow())
@@ -228,7 +228,7 @@ class FakeRunner:
             if self.is_nan(source):
                 log_probabilities[index] = np.nan
             if attention is not None:
-                attention[index, :, : len(source)] = self.language.attention(source, row.cached)
+                attention[index, : len(source)] = self.language.attention(source, row.cached).mean(axis=0)
         order = np.argsort(-log_probabilities, axis=1, kind="stable")[:, : inputs.num_candidates]
         return StepOutputs(
             candidate_ids=order,

@@ -51,7 +51,7 @@ def step_outputs(
         log_probabilities: [B,V], or for each row its few probable tokens; the others are at -50.
         num_candidates: C.
         vocabulary_size: V, where only few tokens are given.
-        attention: [B,H,S].
+        attention: [B,S].
     """
     if isinstance(log_probabilities, list) and log_probabilities and isinstance(log_probabilities[0], dict):
         values = np.full((len(log_probabilities), vocabulary_size), -50.0, np.float32)

@@ -314,21 +314,37 @@ def test_broken_numbers_fail_a_search_of_any_kind_alone() -> None:
 def test_a_failed_search_fails_its_sequence_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     advance = Search.advance
 
-    def broken_advance(self: Search, lane: Lane, outputs: StepOutputs) -> tuple[bool, list[RowCopy]]:
+    def broken_advance(self: Search, lane: Lane) -> tuple[bool, list[RowCopy]]:
         if lane.sequence is broken and len(lane.open) == 2:
             raise ZeroDivisionError
-        return advance(self, lane, outputs)
+        return advance(self, lane)
 
     monkeypatch.setattr(Search, "advance", broken_advance)
     runner = FakeRunner(max_rows=6)
     engine = Engine.over(runner)
-    broken = Sequence(source_ids=(66, 1, EOS_ID), options=DecodingOptions(beam_size=2, repetition_penalty=1.1))
+    broken = Sequence(source_ids=(66, 1, EOS_ID), options=DecodingOptions(beam_size=2, suppressed_sequences=((5, 6),)))
     sound, sound_beam = make(5, 6, 7), Sequence(source_ids=(8, EOS_ID), options=DecodingOptions(beam_size=2))
     engine.run_to_completion([broken, sound, sound_beam])
     assert isinstance(broken.error, ZeroDivisionError)
     assert (broken.finish_reason, broken.num_steps, broken.hypotheses) == (FinishReason.FAILED, 2, [])
     check(sound, runner)
     assert sound_beam.finish_reason is FinishReason.STOP
+    assert engine.store.num_used_rows == 0
+    assert runner.violations == []
+
+
+def test_a_failed_search_in_arrays_fails_the_lanes_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_given: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("service.engine.advance_lanes", broken)
+    runner = FakeRunner(max_rows=6)
+    engine = Engine.over(runner)
+    beams = [Sequence(source_ids=(8 + number, EOS_ID), options=DecodingOptions(beam_size=2)) for number in range(2)]
+    sound = make(5, 6, 7)
+    engine.run_to_completion([*beams, sound])
+    assert all(isinstance(beam.error, ZeroDivisionError) for beam in beams)
+    check(sound, runner)
     assert engine.store.num_used_rows == 0
     assert runner.violations == []
 

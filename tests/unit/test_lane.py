@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.lane import Lane, coverage_term
+from service.lane import Attention, Lane, coverage_term
 from service.options import DecodingOptions, Sampling
 from service.request import FinishReason, Sequence
 from service.tokenizer import EOS_ID
@@ -25,10 +25,18 @@ def new_lane(*, limit: int = 10, source_ids: tuple[int, ...] = (5, 6, EOS_ID), *
     return lane
 
 
-def end(lane: Lane, score: float, *, num_tokens: int = 2, reason: FinishReason = STOP, row: int = 0) -> None:
+def end(
+    lane: Lane,
+    score: float,
+    *,
+    num_tokens: int = 2,
+    reason: FinishReason = STOP,
+    row: int = 0,
+    attention: Attention | None = None,
+) -> None:
     """A hypothesis of `num_tokens`, the end of sentence not counted, ends with a search score."""
     target_ids = [*range(10, 10 + num_tokens), *([EOS_ID] if reason is STOP else [])]
-    lane.end(row, target_ids, [score / len(target_ids)] * len(target_ids), score, reason)
+    lane.end(row, target_ids, [score / len(target_ids)] * len(target_ids), score, reason, attention=attention)
 
 
 def test_without_an_open_hypothesis_it_is_over() -> None:
@@ -122,9 +130,8 @@ def test_alternatives_come_in_their_order() -> None:
 def test_results_carry_everything_a_caller_sees() -> None:
     lane = new_lane(beam_size=2, num_hypotheses=2, with_alignment=True, length_penalty=0.5)
     weights = np.random.default_rng(0).random((4, 3)).astype(np.float32)
-    lane.attention[0] = list(weights)
-    lane.end(0, [8, 9, 10, 11], [-0.1, -0.2, -0.3, -0.4], -2.0, LENGTH)
-    lane.end(0, [8, 9, EOS_ID], [-0.5, -0.25, -0.125], -0.9, STOP)
+    lane.end(0, [8, 9, 10, 11], [-0.1, -0.2, -0.3, -0.4], -2.0, LENGTH, attention=weights)
+    lane.end(0, [8, 9, EOS_ID], [-0.5, -0.25, -0.125], -0.9, STOP, attention=weights[:3])
     first, second = lane.results()
     assert (first.target_ids, first.token_log_probabilities) == ([8, 9, EOS_ID], [-0.5, -0.25, -0.125])
     assert (first.score, first.finish_reason) == (-0.875, STOP)
@@ -134,19 +141,17 @@ def test_results_carry_everything_a_caller_sees() -> None:
     assert (second.finish_reason, second.score) == (LENGTH, pytest.approx(-1.0))
     assert second.normalized_score == -1.0
     plain = new_lane(beam_size=2, coverage_penalty=0.5)
-    plain.attention[0] = list(weights)
-    end(plain, -1.0)
+    end(plain, -1.0, attention=weights)
     assert plain.results()[0].attention is None  # kept for the ranking, not asked for
 
 
 def test_coverage() -> None:
     first, second = np.array([0.5, 0.25, 0.0], np.float32), np.array([0.25, 2.0, 0.0], np.float32)
     wanted = math.log(0.75) + 0.0  # the second position has more than 1, the third has none
-    assert coverage_term([first, second]) == pytest.approx(wanted)
-    assert coverage_term([first]) == pytest.approx(math.log(0.5) + math.log(0.25))
+    assert coverage_term(np.stack([first, second])) == pytest.approx(wanted)
+    assert coverage_term(np.stack([first])) == pytest.approx(math.log(0.5) + math.log(0.25))
     lane = new_lane(beam_size=2, coverage_penalty=0.4)
-    lane.attention[0] = [first, second, first]
-    end(lane, -1.0, num_tokens=1)
+    end(lane, -1.0, num_tokens=1, attention=np.stack([first, second]))
     assert lane.ended[0].normalized_score == pytest.approx(-1.0 / 2 + 0.4 * wanted)
 
 
@@ -155,18 +160,13 @@ def test_who_is_open_at_the_start() -> None:
     assert new_lane(with_alternatives=True, num_hypotheses=3).open == [0]
     samples = new_lane(num_hypotheses=3, sampling=Sampling())
     assert (samples.open, samples.numbers, len(samples.streams)) == ([0, 1, 2], {0: 0, 1: 1, 2: 2}, 3)
-    assert new_lane().attention == {}
-    assert new_lane(with_alignment=True, num_hypotheses=2, sampling=Sampling()).attention == {0: [], 1: []}
 
 
 def test_everything_kept_of_a_row_moves_with_it() -> None:
-    lane = new_lane(num_hypotheses=3, sampling=Sampling(), with_alignment=True)
-    kept = lane.attention[1]
+    lane = new_lane(num_hypotheses=3, sampling=Sampling())
     lane.renumber(1, 7)
     assert lane.open == [0, 7, 2]
     assert lane.numbers == {0: 0, 7: 1, 2: 2}
-    assert lane.attention[7] is kept
-    assert set(lane.attention) == {0, 7, 2}
     spare = new_lane(beam_size=3)
     spare.renumber(2, 9)  # a row without an open hypothesis
     assert spare.open == [0]
@@ -181,22 +181,25 @@ def test_what_the_prefix_forces() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "is_plain_greedy", "is_plain_beam"),
+    ("given", "is_plain_greedy", "in_arrays"),
     [
-        ({}, True, False),
+        ({}, True, True),
         ({"beam_size": 2}, False, True),
-        ({"with_alignment": True}, False, False),
-        ({"beam_size": 2, "coverage_penalty": 1.0}, False, False),
-        ({"beam_size": 2, "target_prefix": (5,)}, False, False),
-        ({"beam_size": 2, "suppressed_tokens": (5,)}, False, False),
+        ({"with_alignment": True}, False, True),
+        ({"beam_size": 2, "coverage_penalty": 1.0}, False, True),
+        ({"beam_size": 2, "target_prefix": (5,)}, False, True),
+        ({"beam_size": 2, "target_prefix": (5,), "prefix_bias": 0.5}, False, False),
+        ({"beam_size": 2, "suppressed_tokens": (5,), "no_repeat_ngram_size": 2}, False, True),
+        ({"beam_size": 2, "suppressed_sequences": ((5, 6),)}, False, False),
         ({"sampling": Sampling()}, False, False),
         ({"with_alternatives": True}, False, False),
-        ({"length_penalty": 2.0, "guards_repetition": False}, True, False),
+        ({"is_scoring": True, "target_prefix": (5,)}, False, False),
+        ({"length_penalty": 2.0, "guards_repetition": False}, True, True),
     ],
 )
-def test_what_is_plain(given: dict[str, Any], is_plain_greedy: bool, is_plain_beam: bool) -> None:
+def test_what_is_plain(given: dict[str, Any], is_plain_greedy: bool, in_arrays: bool) -> None:
     lane = new_lane(**given)
-    assert (lane.is_plain_greedy, lane.is_plain_beam) == (is_plain_greedy, is_plain_beam)
+    assert (lane.is_plain_greedy, lane.in_arrays) == (is_plain_greedy, in_arrays)
     assert lane.is_plain_greedy == lane.sequence.options.is_plain_greedy
     assert lane.num_candidates >= (1 if is_plain_greedy else 2 * lane.options.num_rows)
 
@@ -238,7 +241,6 @@ def test_a_guarded_lane_begins_again_from_the_first_copy(size: int, guarded_size
     lane.guard([5, 6, 8, 9])
     lane.start(lane.rows)
     assert (lane.open, lane.ended, lane.num_certain) == ([0], [], 2)
-    assert lane.attention == {0: []}
     assert lane.options == DecodingOptions(
         beam_size=2,
         no_repeat_ngram_size=guarded_size,
@@ -250,7 +252,6 @@ def test_a_guarded_lane_begins_again_from_the_first_copy(size: int, guarded_size
     assert lane.sequence.was_guarded
     assert lane.sequence.options.prefix_bias == 0.5  # what the caller asked for stays
     assert lane.loop_to_guard([5, 6, *LOOP]) is None  # once
-    lane.attention[0] = [np.zeros(3, np.float32)] * 4
     lane.end(0, [5, 6, 8, 9], [-0.1] * 4, -0.4, LENGTH)
     lane.end(0, [5, 6, 8, EOS_ID], [-0.1] * 4, -0.5, STOP)
     assert {each.finish_reason for each in lane.results()} == {FinishReason.REPETITION}

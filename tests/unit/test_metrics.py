@@ -1,6 +1,5 @@
 """What the metrics page says after a step or a call."""
 
-import dataclasses
 import itertools
 import math
 import sys
@@ -99,9 +98,7 @@ class Interruptible(int):
 
 def test_steps_of_several_engines_are_all_counted() -> None:
     metrics = Metrics()
-    made = dataclasses.replace(
-        report(num_rows=0), num_source_tokens=Interruptible(12), num_padded_source_tokens=Interruptible(16)
-    )
+    made = report(num_rows=0)._replace(num_source_tokens=Interruptible(12), num_padded_source_tokens=Interruptible(16))
     engines = [
         threading.Thread(target=lambda: [metrics.observe_step(made) for _ in range(300)]) for _ in range(4)
     ]  # fmt: skip

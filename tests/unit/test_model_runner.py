@@ -179,26 +179,27 @@ def test_rows_of_many_lanes_translate_what_their_lane_holds() -> None:
         fed = found.candidate_ids[:, 0].tolist()
         assert fed == [sources[lane][position] for lane in lanes]
         assert found.attention is not None
-        assert found.attention.shape == (len(lanes), 2, 25)
-        assert (found.attention.argmax(axis=-1) == position).all()
-        np.testing.assert_allclose(found.attention.sum(axis=-1), 1, atol=1e-6)
+        assert found.attention.shape == (len(lanes), 25)
         for row, lane in enumerate(lanes):
-            assert not found.attention[row, :, len(sources[lane]) :].any()
+            own = found.attention[row, : len(sources[lane])]
+            assert own.argmax() == position
+            np.testing.assert_allclose(own.sum(), 1, atol=1e-6)
 
 
-def test_attention_after_the_source_is_0_whatever_the_graph_leaves_there() -> None:
+def test_attention_is_the_mean_of_the_heads_and_outlives_the_step() -> None:
     runner = synthetic_runner(COPY)
     sources = [source(9), source(30)]
     for lane, encoded in enumerate(runner.encode(sources).sources):
         runner.place(lane, encoded)
     inputs = step_inputs([1, 0, 1], [BOS_ID] * 3, [0] * 3, [9, 30], with_attention=True)
-    runner.decode_step(inputs)
+    found = runner.decode_step(inputs).attention
+    assert found is not None
+    by_slot = runner._attention_by_slot().copy()  # [N,H,Q,P]
+    kept = found.copy()
     runner._attention.fill(np.nan)
-    attention = runner._attention_by_row(inputs)
-    assert attention.shape == (3, 2, 30)
-    assert (attention[1, :, 9:] == 0).all()
-    assert np.isnan(attention[[0, 2]]).all()
-    assert np.isnan(attention[1, :, :9]).all()
+    np.testing.assert_array_equal(found, kept)
+    for row, (lane, place, length) in enumerate(((1, 0, 30), (0, 0, 9), (1, 1, 30))):
+        np.testing.assert_allclose(kept[row, :length], by_slot[lane, :, place, :length].mean(axis=0), rtol=1e-6)
 
 
 @pytest.mark.parametrize("num_candidates", [1, 2, 5, 40])

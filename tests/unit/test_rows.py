@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -37,6 +36,14 @@ def new_store(max_rows: int = MAX_ROWS) -> RowStore:
     return RowStore(max_rows=max_rows, max_target_tokens=MAX_TARGET_TOKENS, bos_id=BOS_ID)
 
 
+def twin_of(store: RowStore) -> RowStore:
+    """Another store with the same rows, as far as branching looks at them."""
+    twin = new_store()
+    for name in ("tokens", "log_probabilities", "_cells", "lengths", "last_ids", "scores"):
+        getattr(twin, name)[:] = getattr(store, name)
+    return twin
+
+
 def entered(store: RowStore, num_rows: int, *, source_length: int = 3, limit: int = 5) -> Owner:
     owner = Owner(source_length=source_length)
     store.enter(owner, num_rows, limit)
@@ -59,7 +66,7 @@ def test_who_enters_gets_fresh_rows_and_gaps_first() -> None:
     assert (fourth.lane, fourth.rows) == (0, [0, 1, 5])
     for row in fourth.rows:
         assert store.target_ids(row) == []
-        assert (store.last_ids[row], store.scores[row], store.limits[row], store.most_shared[row]) == (BOS_ID, 0, 5, 0)
+        assert (store.last_ids[row], store.scores[row], store.limits[row]) == (BOS_ID, 0, 5)
     inputs = store.inputs(num_candidates=3, with_attention=True)
     assert inputs.row_lanes.tolist() == [0, 0, 1, 2, 2, 0]
     assert inputs.row_places.tolist() == [0, 1, 0, 0, 1, 2]
@@ -138,22 +145,6 @@ def test_a_branch_copies_only_what_differs() -> None:
         store.reset(row)
     store.note_step()
     assert store.branch(0, 1) == RowCopy(0, 1, 0, 1)  # what they held before they were reset is no matter
-
-
-def test_the_most_rows_of_a_step_are_noted() -> None:
-    store = new_store()
-    one = entered(store, 1)
-    store.note_step()
-    other, third = entered(store, 3), entered(store, 1)
-    store.note_step()
-    store.leave(third)
-    store.note_step()
-    fourth = entered(store, 1)
-    store.note_step()
-    assert [store.most_shared[each.rows[0]] for each in (one, other, fourth)] == [5, 5, 5]
-    store.leave(one)
-    list(store.compact())
-    assert [store.most_shared[each.rows[0]] for each in (other, fourth)] == [5, 5]
 
 
 def test_bugs_of_the_caller_are_not_passed_over() -> None:
@@ -249,10 +240,15 @@ class Account:
 
     def branch(self, pairs: list[tuple[int, int]]) -> list[RowCopy]:
         """All at once or one by one, which comes to the same."""
-        twin = copy.deepcopy(self.store)
+        twin = twin_of(self.store)
         copies = [twin.branch(source, target) for source, target in pairs]
-        assert self.store.branch_all([source for source, _ in pairs], [target for _, target in pairs]) == copies
-        np.testing.assert_array_equal(self.store._cells, twin._cells)
+        if pairs:
+            sources, targets = np.array(pairs).T
+            assert self.store.branch_all(sources, targets) == copies
+        for row in range(self.store.num_rows):
+            stop = int(self.store.lengths[row]) + 1
+            assert stop == twin.lengths[row] + 1
+            np.testing.assert_array_equal(self.store.cells(row, stop), twin.cells(row, stop))
         return copies
 
     def check(self) -> None:

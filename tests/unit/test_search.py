@@ -28,8 +28,8 @@ class Scene(NamedTuple):
         """One step in which each row may go on with these tokens; the last one's hold for all further rows."""
         rows = [tokens[min(row, len(tokens) - 1)] for row in range(self.store.num_rows)]
         outputs = step_outputs(rows, num_candidates=self.lane.num_candidates, attention=attention)
-        self.store.note_step()
-        return self.search.advance(self.lane, outputs)
+        self.search.begin_step(outputs)
+        return self.search.advance(self.lane)
 
     @property
     def open(self) -> list[list[int]]:
@@ -241,8 +241,8 @@ def test_samples_draw_from_streams_of_their_own_one_number_a_token() -> None:
 def test_attention_is_kept_for_every_token_of_every_hypothesis() -> None:
     one = scene(beam_size=2, with_alignment=True, num_hypotheses=2)
     chance = np.random.default_rng(0)
-    weights = chance.random((4, 16, 2, 5)).astype(np.float32)  # [step,B,H,S]
-    means = weights[:, :, :, :3].mean(axis=2)  # over the heads, on the lane's own source
+    weights = chance.random((4, 16, 5)).astype(np.float32)  # [step,B,S]
+    own = weights[:, :, :3]  # the lane's own source
     one.step({8: -1.0, 9: -1.5}, attention=weights[0])
     one.step({4: -2.0, 5: -2.5}, {6: -0.1, 7: -0.2}, attention=weights[1])  # both come of the second
     one.step({EOS_ID: -0.1, 10: -2.0}, {11: -0.1, 12: -0.5}, attention=weights[2])
@@ -254,8 +254,8 @@ def test_attention_is_kept_for_every_token_of_every_hypothesis() -> None:
     one_of, other_of = by_tokens[(9, 6, 11, EOS_ID)], by_tokens[(9, 7, EOS_ID)]
     assert one_of is not None
     assert other_of is not None
-    np.testing.assert_array_equal(one_of, [means[0][0], means[1][1], means[2][1], means[3][1]])
-    np.testing.assert_array_equal(other_of, [means[0][0], means[1][1], means[2][0]])
+    np.testing.assert_array_equal(one_of, [own[0][0], own[1][1], own[2][1], own[3][1]])
+    np.testing.assert_array_equal(other_of, [own[0][0], own[1][1], own[2][0]])
 
 
 def test_a_greedy_hypothesis_that_is_seen_to_loop_starts_again() -> None:
