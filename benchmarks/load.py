@@ -60,7 +60,7 @@ class LoadResult:
     """What became of a load."""
 
     offered_per_second: float
-    """Rate that the arrivals were drawn for; infinite for a burst, 0 for one call after another."""
+    """Rate that the arrivals were drawn for; infinite for a burst, 0 for callers who wait for their answers."""
     calls: int
     """Calls that count: those due after the time to settle."""
     failures: dict[str, int]
@@ -123,7 +123,16 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 def processor_seconds(pid: int) -> float:
     """Processor time that a process and its threads have taken, user and system."""
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+    return _processor_seconds(Path(f"/proc/{pid}/stat"))
+
+
+def main_thread_seconds(pid: int) -> float:
+    """That of its first thread alone: of a server of asyncio, the event loop's."""
+    return _processor_seconds(Path(f"/proc/{pid}/task/{pid}/stat"))
+
+
+def _processor_seconds(stat: Path) -> float:
+    fields = stat.read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / TICKS_PER_SECOND
 
 
@@ -179,23 +188,30 @@ async def open_loop(address: str, messages: Sequence[bytes], arrivals: Sequence[
     return [one for one in calls if one is not None]
 
 
-async def one_by_one(address: str, messages: Sequence[bytes]) -> list[Call]:
-    """Sends each message when the answer to the one before is there: nobody else is served."""
-    calls: list[Call] = []
+async def closed_loop(address: str, messages: Sequence[bytes], callers: int = 1) -> list[Call]:
+    """Sends messages from so many callers, each of whom waits for its answer before it sends the next, and returns the
+    calls in the order of the messages. With one caller nobody else is served."""
+    calls: dict[int, Call] = {}
+    waiting = iter(enumerate(messages))
+
     async with grpc.aio.insecure_channel(address) as channel:
         translate = channel.unary_unary(METHOD)
         await channel.channel_ready()
         began = time.perf_counter()
-        for message in messages:
-            sent = time.perf_counter() - began
-            code, reply = "OK", b""
-            try:
-                reply = await translate(message, timeout=CALL_SECONDS)
-            except grpc.aio.AioRpcError as error:
-                code = error.code().name
-            ended = time.perf_counter() - began
-            calls.append(Call(due_seconds=sent, sent_seconds=sent, ended_seconds=ended, code=code, reply=reply))
-    return calls
+
+        async def caller() -> None:
+            for index, message in waiting:  # shared: each message is taken once
+                sent = time.perf_counter() - began
+                code, reply = "OK", b""
+                try:
+                    reply = await translate(message, timeout=CALL_SECONDS)
+                except grpc.aio.AioRpcError as error:
+                    code = error.code().name
+                ended = time.perf_counter() - began
+                calls[index] = Call(due_seconds=sent, sent_seconds=sent, ended_seconds=ended, code=code, reply=reply)
+
+        await asyncio.gather(*(caller() for _ in range(callers)))
+    return [calls[index] for index in range(len(messages))]
 
 
 def summarized(
@@ -249,6 +265,7 @@ def measured(
     *,
     offered_per_second: float,
     settle_seconds: float = 0.0,
+    callers: int = 1,
 ) -> LoadResult:
     """Puts a load on a server and says what became of it.
 
@@ -256,12 +273,13 @@ def measured(
         address: host:port of the server.
         pid: its process.
         messages: serialised requests.
-        arrivals: when each is due; None: each when the answer to the one before is there.
-        offered_per_second: of the arrivals, for the result.
+        arrivals: when each is due; None: each when its caller has the answer to the one before.
+        offered_per_second: of the arrivals, for the result; 0 without any.
         settle_seconds: see `summarized`.
+        callers: who send, where nothing says when.
     """
     started, client_before, server_before = time.perf_counter(), time.process_time(), processor_seconds(pid)
-    calls = run(one_by_one(address, messages) if arrivals is None else open_loop(address, messages, arrivals))
+    calls = run(closed_loop(address, messages, callers) if arrivals is None else open_loop(address, messages, arrivals))
     return summarized(
         calls,
         offered_per_second=offered_per_second,
@@ -278,7 +296,7 @@ def translations(address: str, messages: Sequence[bytes]) -> list[str]:
     Raises:
         RuntimeError: when a call failed.
     """
-    calls = run(one_by_one(address, messages))
+    calls = run(closed_loop(address, messages))
     failed = [call.code for call in calls if call.code != "OK"]
     if failed:
         raise RuntimeError(f"{len(failed)} of {len(calls)} calls to {address} failed, the first with {failed[0]}.")

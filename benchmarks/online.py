@@ -5,7 +5,7 @@
     python -m benchmarks.online CHECKPOINT --data ../shared/data --calibrate-only full
 
 Calls are single sentences of mixed lengths, due at Poisson times whatever became of the calls before.
-docs/benchmarks-online.md defines what is measured. Writes online.json, online.md and online.png into --output.
+docs/benchmarks-online.md defines what is measured. Writes OUTPUT.json, OUTPUT.md and OUTPUT.png.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import machine_facts
+from benchmarks.machine import machine_facts, use_cores
 from benchmarks.online_calibration import BEST, FULL_GRID, SHORT_LIST, Trial, calibrate
 from benchmarks.online_comparison import FULL, QUICK, Comparison, Effort, Side, compare, same_translations
 from benchmarks.online_report import markdown, plot
 from benchmarks.online_workload import SCENARIOS, Scenario, Workload
+from benchmarks.peers import environments
 from benchmarks.peers.ctranslate2_process import Batching, running_ctranslate2
 from benchmarks.peers.models import ctranslate2_model
 from benchmarks.server_process import running_server, write_json
@@ -47,7 +48,8 @@ def arguments_of(command_line: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="greedy only unless told, one round, shorter loads")
     parser.add_argument("--calibrate", choices=GRIDS, help="first find CTranslate2's best settings on this machine")
     parser.add_argument("--calibrate-only", choices=GRIDS, help="try CTranslate2's settings, and end")
-    parser.add_argument("--output", type=Path, default=Path("build/bench"), help="directory (default: build/bench)")
+    parser.add_argument("--cores", type=int, default=2, help="for the servers and the load generator (default: 2)")
+    parser.add_argument("--output", type=Path, default=Path("build/bench/online"), help="files, less their suffix")
     return parser.parse_args(command_line)
 
 
@@ -97,6 +99,7 @@ def measured_scenario(
 
 def main() -> int:
     arguments = arguments_of(sys.argv[1:])
+    use_cores(arguments.cores)
     os.environ.pop("OMP_NUM_THREADS", None)  # each server sets its own threads
     names = arguments.scenario or (["greedy"] if arguments.quick else [one.name for one in SCENARIOS])
     scenarios = [one for one in SCENARIOS if one.name in names]
@@ -106,7 +109,7 @@ def main() -> int:
     grid = arguments.calibrate_only or arguments.calibrate
     calibration = {one.name: trials(grid, model, bundle, workload, one) for one in scenarios} if grid else {}
     result: dict[str, Any] = {
-        "machine": machine_facts(),
+        "machine": machine_facts(environments.ROOT),
         "workload": {
             "sentences": len(workload.sentences),
             "left_out": workload.num_left_out,
@@ -119,7 +122,7 @@ def main() -> int:
         },
     }
     if arguments.calibrate_only:
-        write_json(result, arguments.output / "online-calibration.json")
+        write_json(result, arguments.output.with_name(arguments.output.name + "-calibration.json"))
         return 0
     result["scenarios"] = {
         one.name: measured_scenario(
@@ -133,11 +136,12 @@ def main() -> int:
         )
         for one in scenarios
     }
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    (arguments.output / "online.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     table = markdown(result)
-    (arguments.output / "online.md").write_text(table, encoding="utf-8")
-    plot(result, arguments.output / "online.png")
+    output: Path = arguments.output
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.with_suffix(".json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    output.with_suffix(".md").write_text(table, encoding="utf-8")
+    plot(result, output.with_suffix(".png"))
     print(table)
     return 0
 

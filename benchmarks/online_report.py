@@ -18,8 +18,8 @@ def markdown(result: dict[str, Any]) -> str:
     lines = [
         "# Online",
         "",
-        f"{machine['cores']} cores of {machine['processor']} ({', '.join(machine['instructions'])}), "
-        f"{machine['day']}; load generator on the same cores. "
+        f"{machine['cores_used']} cores of {machine['cpu']} ({', '.join(machine['flags'])}), "
+        f"{machine['date']}, commit {machine['commit']}; load generator on the same cores. "
         f"{workload['sentences']} sentences of 5/50/95 % lengths {workload['source_tokens_p5_p50_p95']} source tokens.",
     ]
     for name, scenario in result["scenarios"].items():
