@@ -37,20 +37,29 @@ from training.evaluate import score
 MAX_TARGET_TOKENS = 256
 REST_SECONDS = 0.25
 """Before each measurement: threads of the peer before may still look out for work."""
-TRIAL_BATCHES = 3
+TRIAL_BATCHES = 2
 """Batches by which a setting is chosen, at least `MIN_TRIAL_SENTENCES`."""
 MIN_TRIAL_SENTENCES = 4
-NUM_TRIALS = 2
+NUM_COMPARED_OF_RANDOM = 16
+"""Sentences compared with PyTorch's where that decides nothing."""
 
 
 class Offline:
     """The models, the sentences and the processes of a run."""
 
-    def __init__(self, checkpoint: Path, bundle: Path, sources: dict[str, list[list[int]]], cores: int) -> None:
+    def __init__(
+        self, checkpoint: Path, bundle: Path, sources: dict[str, list[list[int]]], *, cores: int, num_trials: int
+    ) -> None:
         """Makes what is missing of the environments and of the models in the peers' forms.
 
-        `sources` has the token ids of the sentences, by model.
+        Args:
+            checkpoint: the default model.
+            bundle: its export.
+            sources: token ids of the sentences, by model.
+            cores: of which the peers' settings make use.
+            num_trials: of each setting, before one is chosen.
         """
+        self._num_trials = num_trials
         self._sources = sources
         self._cores = cores
         base = random_model.checkpoint() if RANDOM in sources else None
@@ -76,23 +85,21 @@ class Offline:
         """PyTorch's translations of the first sentences of a case's model, searched like the case."""
         load = self._load(Peer.PYTORCH, case.model, Setting(workers=1, threads=self._cores))
         with started(self._program(Peer.PYTORCH), load) as process:
-            compared = min(NUM_COMPARED, len(self._sources[case.model]))
+            compared = NUM_COMPARED_OF_RANDOM if case.model == RANDOM else NUM_COMPARED
             return process.translate(self._request(case, compared, batch_size=64)).targets
 
-    def choose(self, case: Case, peer: Peer) -> Setting:
-        """The setting that a peer translates a part of the case fastest with."""
+    def try_settings(self, case: Case, peer: Peer) -> dict[Setting, float]:
+        """Seconds that a peer takes for a part of the case with each of its settings; it is warm then."""
         possible = settings(peer, case, self._cores)
-        if len(possible) == 1:
-            return possible[0]
         part = min(case.num_sentences, max(MIN_TRIAL_SENTENCES, TRIAL_BATCHES * case.batch_size))
-        request = self._request(case, part)
+        warm_up, trial = self._request(case, min(part, case.batch_size)), self._request(case, part)
         seconds: dict[Setting, list[float]] = {setting: [] for setting in possible}
-        for trial in range(NUM_TRIALS + 1):
+        for setting in possible:
+            self._process(peer, case.model, setting).translate(warm_up)
+        for _ in range(self._num_trials):
             for setting in possible:
-                answer = self._process(peer, case.model, setting).translate(request)
-                if trial:  # the first warms up
-                    seconds[setting].append(answer.seconds)
-        return min(possible, key=lambda setting: statistics.median(seconds[setting]))
+                seconds[setting].append(self._process(peer, case.model, setting).translate(trial).seconds)
+        return {setting: statistics.median(seconds[setting]) for setting in possible}
 
     def measure(self, number: int, case: Case, peer: Peer, setting: Setting) -> Measurement:
         """One round of one case."""
@@ -152,7 +159,8 @@ def check_all(
         key = (case.model, case.beam_size)
         if key not in plain:
             plain[key] = run.plain(case)
-        chosen = {peer: run.choose(case, peer) for peer in case.peers}
+        trials = {peer: run.try_settings(case, peer) for peer in case.peers}
+        chosen = {peer: min(seconds, key=seconds.__getitem__) for peer, seconds in trials.items()}
         answers = {peer: run.translate_afresh(case, peer, chosen[peer]) for peer in case.peers}
         bleu: dict[Peer, float | None] = dict.fromkeys(case.peers)
         if case.model == TRAINED:
@@ -168,7 +176,9 @@ def check_all(
                 bleu=bleu[peer],
                 fp32_bleu=bleu[Peer.CTRANSLATE2_FP32],
             )
-            entries[case, peer] = Entry(setting=chosen[peer], peak_bytes=answer.peak_bytes, outcome=outcome)
+            entries[case, peer] = Entry(
+                setting=chosen[peer], trials=trials[peer], peak_bytes=answer.peak_bytes, outcome=outcome
+            )
         _tell(f"checked {case.name}")
     return entries
 
@@ -217,7 +227,8 @@ def main() -> int:
         sources[RANDOM] = random_model.sources(most, seed=random_model.SEED + 1)
 
     facts = machine_facts(environments.ROOT)
-    with Offline(arguments.checkpoint, arguments.bundle, sources, arguments.cores) as run:
+    trials = 1 if arguments.quick else 3
+    with Offline(arguments.checkpoint, arguments.bundle, sources, cores=arguments.cores, num_trials=trials) as run:
         entries = check_all(run, cases, tokenizer, [test_set.references[index] for index in drawn])
         results = Results(rounds(run, entries, num_rounds), entries)
         versions = run.versions

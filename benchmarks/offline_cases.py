@@ -29,7 +29,8 @@ class Peer(Enum):
 
 
 FAST = (Peer.DRAGOMAN, Peer.CTRANSLATE2, Peer.CTRANSLATE2_FP32)
-ALL = (*FAST, Peer.PYTORCH, Peer.OPTIMUM)
+WITH_PYTORCH = (*FAST, Peer.PYTORCH)
+ALL = (*WITH_PYTORCH, Peer.OPTIMUM)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,11 +91,11 @@ def full_cases(num_sentences: int) -> list[Case]:
             _trained(1, 16, few, ALL),
             _trained(1, 64, few, ALL),
             _trained(4, 16, min(num_sentences, 96), ALL),
-            _trained(4, 64, few, ALL),
-            _random(1, 1, 8, ALL),
-            _random(1, 16, 64, ALL),
-            _random(1, 64, 192, ALL),
-            _random(4, 16, 48, ALL),
+            _trained(4, 64, min(num_sentences, 128), WITH_PYTORCH),
+            _random(1, 1, 4, ALL),
+            _random(1, 16, 32, ALL),
+            _random(1, 64, 128, WITH_PYTORCH),
+            _random(4, 16, 32, WITH_PYTORCH),
         ]
     )
 
@@ -104,14 +105,13 @@ def quick_cases(num_sentences: int) -> list[Case]:
     many, few = min(num_sentences, 320), min(num_sentences, 48)
     return _distinct(
         [
-            _trained(1, 1, min(num_sentences, 24), (*FAST, Peer.PYTORCH)),
+            _trained(1, 1, min(num_sentences, 24), WITH_PYTORCH),
             *(_trained(beam_size, batch, many, FAST) for beam_size in (1, 4) for batch in (16, 64)),
             _trained(1, 16, few, ALL),
             _trained(4, 16, few, ALL),
             _random(1, 1, 3, FAST),
             _random(1, 16, 32, FAST),
             _random(1, 64, 64, FAST),
-            _random(4, 16, 16, FAST),
         ]
     )
 

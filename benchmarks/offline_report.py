@@ -38,11 +38,21 @@ class Entry:
     """A peer in a case, apart from its times."""
 
     setting: Setting
-    """The one it was faster with."""
+    """The one it was fastest with."""
+    trials: dict[Setting, float]
+    """Seconds for a part of the case with each setting it could choose."""
     peak_bytes: int
     """Most resident memory of a process that does nothing else."""
     outcome: Outcome
     """Whether it counts."""
+
+    def slower(self) -> dict[Setting, float]:
+        """How many times as long the settings took that were not chosen, by the trials."""
+        return {
+            setting: seconds / self.trials[self.setting]
+            for setting, seconds in self.trials.items()
+            if setting != self.setting
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +131,7 @@ class Results:
                     "sentences": case.num_sentences,
                     "peer": peer.value,
                     "setting": str(entry.setting),
+                    "trial_seconds": {str(setting): seconds for setting, seconds in entry.trials.items()},
                     "tokens_per_second": _plain(self.rate(case, peer)),
                     "ratio_to_ctranslate2_int8": _plain(self.ratio(case, peer, Peer.CTRANSLATE2)),
                     "peak_bytes": entry.peak_bytes,
@@ -146,15 +157,17 @@ class Results:
 def table(results: Results) -> str:
     """The figures in Markdown, a line for each peer of each case."""
     lines = [
-        "| model | search | batch | sentences | peer | setting | tokens/s | × CTranslate2 int8 | peak MB | BLEU |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| model | search | batch | sentences | peer | setting | other settings | tokens/s | × CTranslate2 int8 | "
+        "peak MB | BLEU |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for (case, peer), entry in results.entries.items():
         rate, ratio = results.rate(case, peer), results.ratio(case, peer, Peer.CTRANSLATE2)
+        slower = ", ".join(f"{setting}: {times:.1f} × the time" for setting, times in entry.slower().items())
         bleu = "" if entry.outcome.bleu is None else f"{entry.outcome.bleu:.2f}"
         lines.append(
             f"| {case.model} | {case.search} | {case.batch_size} | {case.num_sentences} | {peer.value} | "
-            f"{entry.setting} | {f'{rate.median:,.0f}' if rate else 'does not count'} | {ratio or ''} | "
+            f"{entry.setting} | {slower} | {f'{rate.median:,.0f}' if rate else 'does not count'} | {ratio or ''} | "
             f"{entry.peak_bytes / 1e6:.0f} | {bleu} |"
         )
     return "\n".join(lines)

@@ -100,6 +100,7 @@ def results(problems: tuple[str, ...] = ()) -> Results:
         {
             (case, peer): Entry(
                 setting=Setting(workers=2, threads=1),
+                trials={Setting(workers=2, threads=1): 1.0, Setting(workers=1, threads=2): 4.5},
                 peak_bytes=10**8,
                 outcome=Outcome(same=1.0, bleu=48.0, problems=outcome.get(peer, ())),
             )
@@ -137,6 +138,7 @@ def test_the_table_has_every_peer_and_the_raw_rounds_are_kept() -> None:
     text = table(found)
     assert [peer.value in text for peer in PEERS] == [True] * 3
     assert "2.50 (2.00–3.00)" in text
+    assert "| 2x1 | 1x2: 4.5 × the time |" in text
     assert "2.50 (2.00–3.00) × CTranslate2 int8; 10.00 (10.00–10.00) × PyTorch fp32" in ratios(found)
     written = found.to_dict()
     assert len(written["rounds"]) == 6
