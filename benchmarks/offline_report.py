@@ -187,8 +187,8 @@ def ratios(results: Results) -> str:
 
 
 def plot(results: Results, path: Path) -> None:
-    """Rates over the batch, a panel for each model and search, as a PNG; of several cases of a panel and batch the one
-    with most peers."""
+    """Rates beside CTranslate2's in int8, a panel for each model and search, as a PNG; of several cases of a panel and
+    batch the one with most peers. The figures above the bars are target tokens a second."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -201,24 +201,21 @@ def plot(results: Results, path: Path) -> None:
         peers = [peer for peer in Peer if any(peer in case.peers for case in shown)]
         width = 0.8 / len(peers)
         for place, peer in enumerate(peers):
-            found = [(spot, results.rate(case, peer)) for spot, case in enumerate(shown)]
-            bars = [(spot, rate) for spot, rate in found if rate is not None]
-            axis.bar(
-                [spot + (place - (len(peers) - 1) / 2) * width for spot, _ in bars],
-                [rate.median for _, rate in bars],
-                width,
-                yerr=[
-                    [rate.median - rate.least for _, rate in bars],
-                    [rate.most - rate.median for _, rate in bars],
-                ],
-                color=f"C{list(Peer).index(peer)}",
-                label=peer.value,
-            )
-        axis.set_yscale("log")
+            for spot, case in enumerate(shown):
+                ratio, rate = results.ratio(case, peer, Peer.CTRANSLATE2), results.rate(case, peer)
+                if ratio is None or rate is None:
+                    continue
+                where = spot + (place - (len(peers) - 1) / 2) * width
+                spread = [[ratio.median - ratio.least], [ratio.most - ratio.median]]
+                color = f"C{list(Peer).index(peer)}"
+                axis.bar(where, ratio.median, width, yerr=spread, color=color, label=peer.value)
+                axis.text(where, ratio.most, f" {rate.median:,.0f}", rotation=90, fontsize=8, ha="center", va="bottom")
+        axis.axhline(1.0, color="black", linewidth=0.8)
+        axis.margins(y=0.2)
         axis.set_xticks(range(len(shown)), [str(case.batch_size) for case in shown])
         axis.set_xlabel("sentences at a time")
-        axis.set_ylabel("target tokens a second")
-        axis.set_title(f"{model}, {search}" + (" (random weights)" if model == RANDOM else ""))
+        axis.set_ylabel("times the rate of CTranslate2 int8")
+        axis.set_title(f"{model}, {search}" + ("\n(random weights)" if model == RANDOM else ""))
         axis.grid(axis="y", alpha=0.3)
     handles = {
         label: handle
