@@ -14,7 +14,7 @@ DATA ?= ../shared/data
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
 
 .PHONY: help serve translate test check proto train export evaluate bench-decoding \
-	bench-reference bench-ctranslate2 bench-offline clean
+	bench-reference bench-ctranslate2 bench-offline bench-online bench-growth clean
 
 help:  ## This list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -72,6 +72,12 @@ bench-ctranslate2: $(VENV)/.dev $(FP32)  ## Beam 4 beside CTranslate2 with CHECK
 
 bench-offline: $(VENV)/.dev  ## Speed, memory and BLEU beside CTranslate2, PyTorch and Optimum (ARGS=--quick)
 	@$(BIN)/python -m benchmarks.offline $(CHECKPOINT) models/en-zh --data $(DATA) $(ARGS)
+
+bench-online: $(VENV)/.dev  ## Both servers under the same rising load of independent callers, beside CTranslate2 (ARGS=--quick)
+	@$(BIN)/python -m benchmarks.online $(CHECKPOINT) --data $(DATA) $(ARGS)
+
+bench-growth: $(VENV)/.dev  ## Cost of a token and memory of the server as sentences, callers and lengths grow (ARGS=--quick)
+	@$(BIN)/python -m benchmarks.growth --data $(DATA) $(ARGS)
 
 clean:  ## Remove the virtual environment and caches (never runs/ or models/)
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

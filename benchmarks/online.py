@@ -47,10 +47,31 @@ def arguments_of(command_line: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="greedy only unless told, one round, shorter loads")
     parser.add_argument("--calibrate", choices=GRIDS, help="first find CTranslate2's best settings on this machine")
+    parser.add_argument(
+        "--batching",
+        nargs="+",
+        default=(),
+        metavar="NAME=VALUE",
+        help="CTranslate2's, as in max_batch=16 max_wait_ms=5",
+    )
     parser.add_argument("--calibrate-only", choices=GRIDS, help="try CTranslate2's settings, and end")
     parser.add_argument("--cores", type=int, default=2, help="for the servers and the load generator (default: 2)")
     parser.add_argument("--output", type=Path, default=Path("build/bench/online"), help="files, less their suffix")
     return parser.parse_args(command_line)
+
+
+def batching_of(settings: Sequence[str]) -> Batching:
+    """The best that is known, with changes of the form NAME=VALUE.
+
+    Raises:
+        ValueError: naming what is no setting of a batching.
+    """
+    kinds = {one.name: type(getattr(BEST, one.name)) for one in dataclasses.fields(Batching)}
+    pairs = [setting.partition("=") for setting in settings]
+    unknown = [name for name, _, _ in pairs if name not in kinds]
+    if unknown:
+        raise ValueError(f"A setting must be one of {', '.join(kinds)}, but is {', '.join(unknown)}.")
+    return dataclasses.replace(BEST, **{name: kinds[name](value) for name, _, value in pairs})
 
 
 def trials(grid: str, model: Path, bundle: Path, workload: Workload, scenario: Scenario) -> list[Trial]:
@@ -127,7 +148,7 @@ def main() -> int:
     result["scenarios"] = {
         one.name: measured_scenario(
             one,
-            calibration[one.name][0].batching if calibration else BEST,
+            calibration[one.name][0].batching if calibration else batching_of(arguments.batching),
             model=model,
             models=arguments.models,
             bundle=bundle,
