@@ -173,7 +173,7 @@ def text_of(length: int, words: Sequence[tuple[str, int]], chance: random.Random
     single = [word for word, tokens in words if tokens == 1]
     taken = [FIRST_WORD]
     left = length - 2
-    while left:
+    while left > 0:
         word, tokens = chance.choice(words)
         if tokens > left:
             word, tokens = chance.choice(single), 1

@@ -83,11 +83,15 @@ def plot(result: dict[str, Any], path: Path) -> None:
     figure, rows = pyplot.subplots(1, len(growths), figsize=(5 * len(growths), 4), squeeze=False)
     for axes, (name, steps) in zip(rows[0], growths.items(), strict=True):
         sizes = [step["size"] for step in steps]
-        axes.plot(sizes, [1e6 * cost_of(step) for step in steps], "o-", color="tab:blue")
-        axes.set(xscale="log", xlabel=name, ylabel="processor time of the server, µs a target token", ylim=(0, None))
+        costs = [1e6 * cost_of(step) for step in steps]
+        axes.plot(sizes, costs, "o-", color="tab:blue")
+        axes.set(xscale="log", xlabel=name, ylabel="server's processor time, µs a target token")
+        axes.set_ylim(0, 1.2 * max(costs))
         memory = axes.twinx()
-        memory.plot(sizes, [step["memory_bytes"]["now"] / 1e6 for step in steps], "s--", color="tab:orange")
-        memory.set(ylabel="resident memory, MB", ylim=(0, None))
+        megabytes = [step["memory_bytes"]["now"] / 1e6 for step in steps]
+        memory.plot(sizes, megabytes, "s--", color="tab:orange")
+        memory.set_ylabel("resident memory, MB")
+        memory.set_ylim(0, 1.1 * max(megabytes))
         axes.set_title(WHAT[name], fontsize=8)
         axes.grid(visible=True, linewidth=0.2)
     figure.suptitle("Blue: cost of a token. Orange: memory.", fontsize=9)

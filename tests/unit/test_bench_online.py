@@ -18,6 +18,9 @@ EFFORT = Effort(rounds=3, seconds=2.0, min_calls=10, max_seconds=3.0, alone_call
 SERVERS = {1: (0.010, 100.0), 2: (0.020, 300.0)}
 """Process → latency when idle, and the calls a second at which it is doubled."""
 
+LOADS_SENT: set[tuple[int, tuple[float, ...]]] = set()
+"""Process and arrivals: none is to be sent twice."""
+
 
 class NoTexts:
     """A workload whose messages are empty."""
@@ -37,6 +40,9 @@ def measured(
     **__: float,
 ) -> LoadResult:
     """A latency that grows with the square of the load, the same for every call."""
+    if arrivals is not None:
+        assert (pid, tuple(arrivals)) not in LOADS_SENT or offered_per_second == math.inf
+        LOADS_SENT.add((pid, tuple(arrivals)))
     idle, doubled_at = SERVERS[pid]
     is_load = arrivals is not None and offered_per_second < math.inf
     latency = idle * (1 + (offered_per_second / doubled_at) ** 2) if is_load else idle
@@ -66,6 +72,7 @@ def side(name: str, pid: int) -> Side:
 
 
 def test_goodput_is_where_the_latency_doubles(monkeypatch: pytest.MonkeyPatch) -> None:
+    LOADS_SENT.clear()
     monkeypatch.setattr(online_comparison, "measured", measured)
     monkeypatch.setattr(online_comparison, "processor_seconds", lambda _: 0.0)
     monkeypatch.setattr(online_comparison, "memory_bytes", lambda _: {"now": 1, "peak": 1})
