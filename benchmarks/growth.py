@@ -33,6 +33,7 @@ from service.pb.translation.v1 import translation_pb2 as pb
 from service.segments import Encode, split_item
 from service.tokenizer import Tokenizer
 
+GROWTHS = ("sentences", "callers", "source tokens")
 SENTENCES = (1_000, 10_000, 100_000)
 ITEMS_A_CALL = 64
 BULK_CALLERS = 8
@@ -226,6 +227,7 @@ def arguments_of(command_line: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--models", type=Path, default=Path("models"), help="bundles to serve (default: models)")
     parser.add_argument("--bundle", default="en-zh", help="the one that is measured (default: en-zh)")
     parser.add_argument("--most", type=int, default=10_000, help="sentences one after another (default: 10000)")
+    parser.add_argument("--growth", choices=GROWTHS, action="append", help="only this (repeatable)")
     parser.add_argument("--quick", action="store_true", help="1,000 sentences, and less of the others")
     parser.add_argument("--cores", type=int, default=2, help="for the server and the load generator (default: 2)")
     parser.add_argument("--output", type=Path, default=Path("build/bench/growth"), help="files, less their suffix")
@@ -242,17 +244,17 @@ def main() -> int:
     bundle = arguments.models / arguments.bundle
     workload = Workload(arguments.data, bundle)
     encode = Tokenizer.load(bundle / "tokenizer").encode_source
+    long_sources = ("--max-source-tokens", str(LONGEST), "--max-target-tokens", str(LONGEST))
     growths = {}
-    with running_server(arguments.models) as server:
-        warm(server, workload)
-        growths["sentences"] = more_sentences(server, arguments.data, effort)
-    with running_server(arguments.models) as server:
-        warm(server, workload)
-        growths["callers"] = more_callers(server, workload, effort)
-    lengths = ("--max-source-tokens", str(LONGEST), "--max-target-tokens", str(LONGEST))
-    with running_server(arguments.models, *lengths) as server:
-        warm(server, workload)
-        growths["source tokens"] = longer_sources(server, workload, encode, effort)
+    for name in arguments.growth or GROWTHS:
+        with running_server(arguments.models, *(long_sources if name == "source tokens" else ())) as server:
+            warm(server, workload)
+            if name == "sentences":
+                growths[name] = more_sentences(server, arguments.data, effort)
+            elif name == "callers":
+                growths[name] = more_callers(server, workload, effort)
+            else:
+                growths[name] = longer_sources(server, workload, encode, effort)
     result: dict[str, Any] = {
         "machine": machine_facts(ROOT),
         "effort": dataclasses.asdict(effort),
