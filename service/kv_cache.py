@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from service import graph_signature as names
 from service.graph_signature import SOURCE_MULTIPLE, SPARE_POSITIONS, Architecture
+from service.lazy_memory import lazy_zeros
 
 KEY, VALUE = 0, 1
 
@@ -34,12 +35,10 @@ class KeyValueSlab:
     ) -> None:
         layers, heads, head_width = architecture.decoder_layers, architecture.heads, architecture.head_width
         self._layers = layers
-        # Not cleared: untouched pages cost nothing, which keeps an idle service small.
-        self._self = np.empty(
-            (layers, 2, max_rows, heads, round_up(max_target_tokens), head_width), np.float32
-        )  # [L,2,R,H,M,K]
-        self._cross = np.empty(
-            (layers, 2, max_rows, heads, round_up(max_source_tokens) + SPARE_POSITIONS, head_width), np.float32
+        # Untouched pages cost nothing, which keeps an idle service small.
+        self._self = lazy_zeros((layers, 2, max_rows, heads, round_up(max_target_tokens), head_width))  # [L,2,R,H,M,K]
+        self._cross = lazy_zeros(
+            (layers, 2, max_rows, heads, round_up(max_source_tokens) + SPARE_POSITIONS, head_width)
         )  # [L,2,R,H,S,K]
 
     @property

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.graph_signature import LANE_INPUTS, LEAST_SLOTS, MASKED_SCORE, SPARE_POSITIONS
+from service.lazy_memory import lazy_zeros
 from service.runner import StepInputs
 
 POSITIONS_MULTIPLE = 16
@@ -34,7 +35,7 @@ class LaneLayout:
         self._queries = np.zeros(max_rows, np.int32)  # [R]
         self._last_positions = np.zeros(max_rows, np.int32)  # [R]
         self._num_positions = np.zeros(1, np.int32)  # [1]
-        self._bias = np.empty(most_slots * slot_length, np.float32)  # [R*16*slot_length]
+        self._bias = lazy_zeros((most_slots * slot_length,))  # [R*16*slot_length]
         both = np.repeat(np.array([0, MASKED_SCORE], np.float32), slot_length)
         # [S+1,S]: windows of one array; the one that begins at S-n has n positions without a bias.
         self._biases = np.lib.stride_tricks.sliding_window_view(both, slot_length)

@@ -23,6 +23,7 @@ from service.graph_signature import SPARE_POSITIONS
 from service.graphs import Graphs, ModelRunnerError, open_graphs
 from service.kv_cache import KeyValueSlab, round_up
 from service.lane_layout import LaneLayout
+from service.lazy_memory import lazy_zeros
 from service.runner import EncodedBatch, EncodedSource, StepInputs, StepOutputs
 from service.tokenizer import PAD_ID
 
@@ -117,8 +118,7 @@ class OnnxModelRunner:
         self._past_lengths = np.zeros((max_rows, 1), np.int32)  # [R,1]
         self._num_target_positions = np.array([self._slab.target_slot_length], np.int32)  # [1]
         self._log_probabilities = np.empty((max_rows, architecture.target_vocabulary), np.float32)  # [R,V]
-        # Not cleared: untouched pages cost nothing.
-        self._attention = np.zeros(max_rows * architecture.heads * SPARE_POSITIONS * slot_length, np.float32)
+        self._attention = lazy_zeros((max_rows * architecture.heads * SPARE_POSITIONS * slot_length,))
         self._bindings: dict[tuple[int, int, int, int, bool], Any] = {}
         self._encoder_bindings: dict[tuple[int, int], _EncoderBinding] = {}
         self._candidates_bindings: dict[tuple[int, int], _CandidatesBinding] = {}
