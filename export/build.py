@@ -17,23 +17,26 @@ import onnx
 import torch
 
 from export.bundle_writer import new_directory, seal
-from export.calibrate import encoder_ranges
+from export.calibrate import Pair, calibrate_decoder, calibrate_encoder, decoder_channel_ranges
 from export.candidates_graph import candidates_to_onnx
 from export.config import ExportConfig, ExportError
 from export.quantize import BITS, MICROSOFT, OPERATOR, QuantizeError, quantize
+from export.smooth import smooth
 from export.to_onnx import OPSET, architecture_of, decoder_to_onnx, encoder_to_onnx
-from export.validation import read_validation
+from export.validation import Sentence, read_validation
 from export.verify import verify
 from service.bundle import CANDIDATES_NAME, DECODER_NAME, ENCODER_NAME, TOKENIZER_DIRECTORY, Bundle, load_bundle
 from service.graph_signature import Architecture, GraphSignature
 from service.manifest import FORMAT_VERSION, CreatedBy, Manifest, Recipe
-from service.tokenizer import Tokenizer
+from service.tokenizer import BOS_ID, Tokenizer
 from training.checkpoint import TOKENIZER_NAME, load_model
 from training.model import Transformer
 from training.record import TrainingRecord, hardware
 
 MAX_GRAPH_BYTES = 10**9
 """Above this, weights go into a file of their own: a protobuf message ends at 2 GB."""
+MAX_PAIRS_OF_CHANNELS = 256
+"""Pairs of sentences on which the channels of the decoder's activations are found."""
 
 Precision = Literal["fp32", "int8"]
 
@@ -84,8 +87,8 @@ def export_bundle(config: ExportConfig) -> Bundle:
         fp32_directory = building if config.precision == "fp32" else Path(scratch)
         bundle = fp32_bundle = write_bundle(fp32_directory, config, checkpoint, graphs, precision="fp32")
         if config.precision == "int8":
-            sources = [sentence.source_ids for each in sets for sentence in each.sentences]
-            bundle = write_bundle(building, config, checkpoint, int8_graphs(graphs, sources), precision="int8")
+            pairs = [_pair(sentence, checkpoint) for each in sets for sentence in each.sentences]
+            bundle = write_bundle(building, config, checkpoint, int8_graphs(graphs, pairs), precision="int8")
         found = verify(
             checkpoint.model,
             bundle,
@@ -128,16 +131,27 @@ def _alignment_layer(wanted: int | None, architecture: Architecture) -> int:
     return last if wanted is None else wanted
 
 
-def int8_graphs(graphs: Mapping[str, onnx.ModelProto], sources: Sequence[Sequence[int]]) -> dict[str, onnx.ModelProto]:
-    """The graphs in int8; the ids of the sentences `sources` show what range the encoder's activations have.
+def _pair(sentence: Sentence, checkpoint: Checkpoint) -> Pair:
+    """A sentence's source, and its reference as the decoder would read it."""
+    target_ids = [BOS_ID, *checkpoint.tokenizer.encode_target(sentence.reference)]
+    return sentence.source_ids, target_ids[: checkpoint.architecture.max_positions]
+
+
+def int8_graphs(graphs: Mapping[str, onnx.ModelProto], pairs: Sequence[Pair]) -> dict[str, onnx.ModelProto]:
+    """The graphs in int8; the ids of `pairs`, source and target, show what ranges their activations have.
 
     Raises ExportError where a graph cannot be turned to int8.
     """
+    encoder, decoder = graphs[ENCODER_NAME], graphs[DECODER_NAME]
+    few = pairs[:: -(-len(pairs) // MAX_PAIRS_OF_CHANNELS)]
+    smoothed = smooth(decoder, decoder_channel_ranges(encoder, decoder, few))
+    for_encoder = calibrate_encoder(encoder, [source for source, _ in pairs])
+    for_decoder = calibrate_decoder(encoder, smoothed, pairs)
     try:
         return {
             **graphs,
-            ENCODER_NAME: quantize(graphs[ENCODER_NAME], encoder_ranges(graphs[ENCODER_NAME], sources)),
-            DECODER_NAME: quantize(graphs[DECODER_NAME]),
+            ENCODER_NAME: quantize(encoder, for_encoder.ranges, for_encoder.moments),
+            DECODER_NAME: quantize(smoothed, for_decoder.ranges, for_decoder.moments),
         }
     except QuantizeError as error:
         raise ExportError("int8", [str(error)]) from error
@@ -197,7 +211,7 @@ def _recipe(precision: Precision) -> Recipe:
     return Recipe(
         operator=f"{MICROSOFT}.{OPERATOR}",
         bits=BITS,
-        activations="int8: one scale a product in the encoder, one a row in the decoder",
+        activations="int8: one scale a product",
         embedding="int8, one scale a token",
         opset=OPSET,
     )

@@ -1,8 +1,13 @@
-"""The ranges of the encoder's activations, found on real sentences, for the static recipe of `export.quantize`."""
+"""What activations are like on real sentences, for the static recipe of `export.quantize`.
+
+Axes: B sentences run together, S source positions, M target positions, D width.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,46 +16,186 @@ import onnxruntime
 from onnx import helper
 
 from export.quantize import product_inputs
-from service.graph_signature import SOURCE_MULTIPLE
+from service import graph_signature as names
+from service.graph_signature import LEAST_SLOTS, MASKED_SCORE, SOURCE_MULTIPLE
 from service.tokenizer import PAD_ID
 
 INSIDE = 0.99
 """Share of the positions of which every activation lies within the range. A wider one would make all steps coarser for
-the sake of a few values; those that lie outside are cut off at its ends. Measured in docs/decisions/0004."""
+the sake of a few values; those that lie outside are cut off at its ends. Measured in docs/decisions/0004 and 0007."""
+INSIDE_CHANNEL = 0.999
+"""Share of the positions at which a channel lies within its own range."""
 MAX_ROWS = 32
 """Sentences that are run together."""
 
+Pair = tuple[Sequence[int], Sequence[int]]
+"""Source ids, end of sentence included, and the target ids that the decoder reads: the begin of sentence first."""
+Arrays = dict[str, npt.NDArray[Any]]
 
-def encoder_ranges(encoder: onnx.ModelProto, sources: Iterable[Sequence[int]]) -> dict[str, float]:
-    """The range of every activation that the fp32 encoder multiplies by a constant matrix, by name.
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """What the activations that a graph multiplies by constant matrices are like, by their names."""
+
+    ranges: dict[str, float]
+    """`INSIDE` of the positions lie inside ±range."""
+    moments: dict[str, npt.NDArray[np.float64]]
+    """[D,D] mean products of the channels."""
+
+
+def calibrate_encoder(encoder: onnx.ModelProto, sources: Iterable[Sequence[int]]) -> Calibration:
+    """The activations of the fp32 encoder.
 
     `sources` are the ids of sentences, end of sentence included; there must be at least one. Padding is left out: it is
     masked, so nothing depends on its activations. One thread, so that the ranges do not depend on the machine's cores.
     """
-    names = product_inputs(encoder)
-    graph = onnx.ModelProto()
-    graph.CopyFrom(encoder)
-    for name in names:
-        graph.graph.output.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    return _calibration(_encoder_activations(encoder, sources))
+
+
+def calibrate_decoder(encoder: onnx.ModelProto, decoder: onnx.ModelProto, pairs: Iterable[Pair]) -> Calibration:
+    """The same of the fp32 decoder, which reads the target of every pair token by token; there must be at least one."""
+    return _calibration(_decoder_activations(encoder, decoder, pairs))
+
+
+def decoder_channel_ranges(
+    encoder: onnx.ModelProto, decoder: onnx.ModelProto, pairs: Iterable[Pair]
+) -> dict[str, npt.NDArray[np.float32]]:
+    """The range of every channel [D] of the decoder's activations, by name. All are held: a few hundred pairs do."""
+    found: dict[str, list[npt.NDArray[np.float32]]] = {}
+    for activations in _decoder_activations(encoder, decoder, pairs):
+        for name, values in activations.items():
+            found.setdefault(name, []).append(np.abs(values))
+    return {
+        name: np.quantile(np.concatenate(values), INSIDE_CHANNEL, axis=0).astype(np.float32)
+        for name, values in found.items()
+    }
+
+
+def _calibration(batches: Iterable[Arrays]) -> Calibration:
+    largest: dict[str, list[npt.NDArray[np.float32]]] = {}
+    products: dict[str, npt.NDArray[np.float64]] = {}
+    for activations in batches:
+        for name, values in activations.items():  # [positions,D]
+            largest.setdefault(name, []).append(np.abs(values).max(axis=-1))  # [positions]
+            exact = values.astype(np.float64)
+            products[name] = products.get(name, 0.0) + exact.T @ exact
+    ordered = {name: np.concatenate(found) for name, found in largest.items()}
+    return Calibration(
+        ranges={name: float(np.quantile(found, INSIDE)) for name, found in ordered.items()},
+        moments={name: products[name] / len(found) for name, found in ordered.items()},
+    )
+
+
+def _encoder_activations(encoder: onnx.ModelProto, sources: Iterable[Sequence[int]]) -> Iterator[Arrays]:
+    """The activations before the products of a batch, [positions,D] by name."""
+    watched = _Watched(encoder)
+    for batch in _batches((source, ()) for source in sources):
+        source_ids, source_lengths = _padded(batch)
+        is_inside = np.arange(source_ids.shape[1]) < source_lengths[:, None]  # [B,S]
+        yield watched.run([], {"source_ids": source_ids, "source_lengths": source_lengths}, is_inside)[0]
+
+
+def _decoder_activations(
+    encoder_model: onnx.ModelProto, decoder: onnx.ModelProto, pairs: Iterable[Pair]
+) -> Iterator[Arrays]:
+    """The same of one step of a batch."""
+    encoder, watched = _open(encoder_model), _Watched(decoder)
+    layers = range(len(encoder.get_outputs()) // 2)
+    for batch in _batches(pairs):
+        source_ids, source_lengths = _padded(batch)
+        encoded = encoder.run(None, {"source_ids": source_ids, "source_lengths": source_lengths})
+        target_lengths = np.array([len(target) for _, target in batch])  # [B]
+        longest = int(target_lengths.max())
+        feeds = _lanes(source_lengths, source_ids.shape[1] + LEAST_SLOTS) | _caches(encoded, longest)
+        feeds["num_target_positions"] = np.array([longest], np.int32)
+        past = [name for i in layers for name in (names.past_key_self(i), names.past_value_self(i))]
+        present = [name for i in layers for name in (names.present_key_self(i), names.present_value_self(i))]
+        for position in range(longest):
+            ids = [target[min(position, len(target) - 1)] for _, target in batch]
+            feeds["target_ids"] = np.array(ids, np.int64)[:, None]  # [B,1]
+            feeds["past_lengths"] = np.full((len(batch), 1), position, np.int32)
+            activations, caches = watched.run(present, feeds, position < target_lengths)
+            feeds |= zip(past, caches, strict=True)
+            yield activations
+
+
+class _Watched:
+    """An fp32 graph that also tells the activations before its products."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self._names = product_inputs(model)
+        graph = onnx.ModelProto()
+        graph.CopyFrom(model)
+        for name in self._names:
+            graph.graph.output.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+        self._session = _open(graph)
+
+    def run(
+        self, outputs: Sequence[str], feeds: Mapping[str, Any], is_inside: npt.NDArray[np.bool_]
+    ) -> tuple[Arrays, list[Any]]:
+        """Runs the graph; `is_inside` are the positions that count, by the leading axes of activations.
+
+        Returns the activations [positions,D] by name, and `outputs`.
+        """
+        found = self._session.run([*self._names, *outputs], feeds)
+        count = len(self._names)
+        activations = {
+            name: values[is_inside].reshape(-1, values.shape[-1])
+            for name, values in zip(self._names, found[:count], strict=True)
+        }
+        return activations, found[count:]
+
+
+def _open(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    largest: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in names}
-    for source_ids, source_lengths in _batches(sources):
-        is_inside = np.arange(source_ids.shape[1]) < source_lengths[:, None]  # [B,S]
-        outputs = session.run(names, {"source_ids": source_ids, "source_lengths": source_lengths})
-        for name, activations in zip(names, outputs, strict=True):  # [B,S,...]
-            largest[name].append(np.abs(activations[is_inside]).max(axis=-1))  # [positions]
-    return {name: float(np.quantile(np.concatenate(found), INSIDE)) for name, found in largest.items()}
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def _batches(sources: Iterable[Sequence[int]]) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]]:
-    """Ids [B,S] and lengths [B], the shortest sentences first."""
-    ordered = sorted(sources, key=len)
+def _batches(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
+    """Those of like length together, the shortest sources first."""
+    ordered = sorted(pairs, key=lambda pair: (len(pair[0]), len(pair[1])))
     for first in range(0, len(ordered), MAX_ROWS):
-        rows = ordered[first : first + MAX_ROWS]
-        width = -(-len(rows[-1]) // SOURCE_MULTIPLE) * SOURCE_MULTIPLE
-        source_ids = np.full((len(rows), width), PAD_ID, np.int64)
-        for row, ids in zip(source_ids, rows, strict=True):
-            row[: len(ids)] = ids
-        yield source_ids, np.array([len(ids) for ids in rows], np.int32)
+        yield ordered[first : first + MAX_ROWS]
+
+
+def _padded(batch: Sequence[Pair]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+    """Source ids [B,S] and lengths [B]."""
+    lengths = np.array([len(source) for source, _ in batch], np.int32)  # [B]
+    width = -(-int(lengths.max()) // SOURCE_MULTIPLE) * SOURCE_MULTIPLE
+    source_ids = np.full((len(batch), width), PAD_ID, np.int64)
+    for row, (source, _) in zip(source_ids, batch, strict=True):
+        row[: len(source)] = source
+    return source_ids, lengths
+
+
+def _lanes(source_lengths: npt.NDArray[np.int32], num_positions: int) -> Arrays:
+    """The lane inputs of one row a lane: see `service.graph_signature.LANE_INPUTS`."""
+    rows = np.arange(len(source_lengths))
+    slot_rows = np.zeros((len(rows), LEAST_SLOTS, 2), np.int64)  # [N,Q,2]
+    slot_rows[:, :, 0] = rows[:, None]
+    row_slots = np.zeros((len(rows), 1, 2), np.int64)  # [B,1,2]
+    row_slots[:, 0, 0] = rows
+    is_source = np.arange(num_positions) < source_lengths[:, None]  # [N,P]
+    bias = np.where(is_source, np.float32(0), np.float32(MASKED_SCORE))[:, None, None]  # [N,1,1,P]
+    return {
+        "slot_rows": slot_rows,
+        "row_slots": row_slots,
+        "queries_per_lane": np.ones(len(rows), np.int32),
+        "last_positions": source_lengths,
+        "num_positions": np.array([num_positions], np.int32),
+        "source_bias": np.repeat(bias, LEAST_SLOTS, axis=2),  # [N,1,Q,P]
+    }
+
+
+def _caches(encoded: Sequence[npt.NDArray[np.float32]], num_target_positions: int) -> Arrays:
+    """Empty caches of the target, and the encoder's keys and values [B,H,S,K] with room for a lane's queries."""
+    feeds: Arrays = {}
+    for i in range(len(encoded) // 2):
+        keys, values = encoded[2 * i : 2 * i + 2]
+        rows, heads, _, head_width = keys.shape
+        room = ((0, 0), (0, 0), (0, LEAST_SLOTS), (0, 0))
+        feeds[names.cross_key(i)], feeds[names.cross_value(i)] = np.pad(keys, room), np.pad(values, room)
+        empty = np.zeros((rows, heads, num_target_positions, head_width), np.float32)
+        feeds[names.past_key_self(i)] = feeds[names.past_value_self(i)] = empty
+    return feeds

@@ -3,8 +3,11 @@
 It computes what `training.model` computes, with these differences of form:
 
 - queries, keys and values of self-attention are one product;
+- under pre-norm the states have mean 0 and norms are `RMSNormalization`, as in `export.encoder_graph`; their factors
+  and biases are part of the products that read them, the projection too: it is then no longer the target embedding;
 - attention is `com.microsoft.GroupQueryAttention`, which writes into the cache it reads from and lets every row have
-  its own length (see `service.graph_signature`); it multiplies by 1/√K itself;
+  its own length (see `service.graph_signature`);
+- in cross-attention 1/√K is part of the queries' product: the runtime is quicker where it need not multiply by it;
 - in cross-attention the rows that read one source are queries of one lane: they are gathered by lane before, and back
   by row after (docs/decisions/0005);
 - pad, bos and logits that stand for no token (the vocabulary is padded to a multiple of 8) get a bias that takes their
@@ -13,6 +16,7 @@ It computes what `training.model` computes, with these differences of form:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from export.graph_modules import Embedding, FeedForwardGraph, Linear, decoder_layers
+from export.graph_modules import Embedding, FeedForwardGraph, Linear, RootMeanSquare, centred, decoder_layers
 from service.graph_signature import LANE_INPUTS, Architecture
 from service.tokenizer import BOS_ID, PAD_ID
 from training.model import DecoderLayer, Transformer
@@ -58,17 +62,19 @@ class DecoderLayerGraph(nn.Module):
         """`with_weights`: whether the weights of the cross-attention are put out."""
         super().__init__()
         self.with_weights = with_weights
-        self.is_pre_norm = layer.is_pre_norm
+        self.is_pre_norm = pre = layer.is_pre_norm
         own, cross = layer.self_attention, layer.cross_attention
+        norms = (layer.self_attention_norm, layer.cross_attention_norm, layer.feed_forward_norm)
+        kept: list[nn.Module] = [RootMeanSquare(norm) if pre else norm for norm in norms]
+        self.self_norm, self.cross_norm, self.feed_forward_norm = kept
+        self_norm, cross_norm, feed_forward_norm = norms if pre else (None, None, None)  # what the products take in
         self.heads = own.heads
-        self.self_query_key_value = Linear([own.query, own.key, own.value])
-        self.self_output = Linear([own.output])
-        self.self_norm = layer.self_attention_norm
-        self.cross_query = Linear([cross.query])
-        self.cross_output = Linear([cross.output])
-        self.cross_norm = layer.cross_attention_norm
-        self.feed_forward = FeedForwardGraph(layer.feed_forward)
-        self.feed_forward_norm = layer.feed_forward_norm
+        self.self_query_key_value = Linear([own.query, own.key, own.value], norm=self_norm)
+        self.self_output = Linear([own.output], is_centred=pre)
+        head_width = cross.query.out_features // cross.heads
+        self.cross_query = Linear([cross.query], norm=cross_norm, factor=1 / math.sqrt(head_width))
+        self.cross_output = Linear([cross.output], is_centred=pre)
+        self.feed_forward = FeedForwardGraph(layer.feed_forward, norm=feed_forward_norm, is_centred=pre)
 
     def forward(
         self, states: Tensor, lengths: tuple[Tensor, Tensor], lanes: Lanes, cache: Sequence[Tensor]
@@ -107,21 +113,26 @@ class DecoderGraph(nn.Module):
     def __init__(self, model: Transformer, architecture: Architecture, alignment_layer: int) -> None:
         """`alignment_layer` is the layer, 0 the first, whose cross-attention is put out."""
         super().__init__()
-        self.embedding = Embedding(model.target_embedding)
-        self.register_buffer("positions", model.positions)
+        norm = model.decoder.norm if isinstance(model.decoder.norm, nn.LayerNorm) else None  # there is one in pre-norm
+        is_centred = norm is not None
+        self.embedding = Embedding(model.target_embedding, is_centred=is_centred)
+        self.register_buffer("positions", centred(model.positions) if is_centred else model.positions)
         self.layers = nn.ModuleList(
             DecoderLayerGraph(layer, with_weights=index == alignment_layer)
             for index, layer in enumerate(decoder_layers(model))
         )
-        self.norm = model.decoder.norm
+        self.norm = nn.Identity() if norm is None else RootMeanSquare(norm)
         weight = model.projection.weight.detach()  # [V,D]
-        if model.projection.weight is model.target_embedding.weight:
+        bias = torch.zeros(architecture.target_vocabulary)  # [V]
+        if norm is not None:
+            bias = (weight.double() @ norm.bias.detach().double()).float()
+            weight = (weight.double() * norm.weight.detach().double()).float()
+        bias[[PAD_ID, BOS_ID]] = IMPOSSIBLE_LOGIT
+        bias[architecture.target_tokens :] = IMPOSSIBLE_LOGIT
+        if norm is None and model.projection.weight is model.target_embedding.weight:
             self.projection = self.embedding.weight
         else:
             self.projection = nn.Parameter(weight, requires_grad=False)
-        bias = torch.zeros(architecture.target_vocabulary)  # [V]
-        bias[[PAD_ID, BOS_ID]] = IMPOSSIBLE_LOGIT
-        bias[architecture.target_tokens :] = IMPOSSIBLE_LOGIT
         self.register_buffer("projection_bias", bias)
 
     def forward(
@@ -180,14 +191,14 @@ def cross_attention(
 ) -> tuple[Tensor, Tensor | None, list[Tensor]]:
     """`com.microsoft.GroupQueryAttention` of every lane's rows over the lane's source.
 
-    `query` [B,1,H*K]; `source` keys and values [N,H,S,K]. The operator appends as many keys as there are queries: the
-    queries themselves, whose weight `source_bias` takes to 0.
+    `query` [B,1,H*K], multiplied by 1/√K; `source` keys and values [N,H,S,K]. The operator appends as many keys as
+    there are queries: the queries themselves, whose weight `source_bias` takes to 0.
     Returns the heads' output joined [B,1,H*K], the weights [N,H,Q,P] where they are wanted, and keys and values.
     """
     num_lanes, num_slots, _ = lanes.slot_rows.shape
     width = query.shape[2]
     queries = gather_nd(query, lanes.slot_rows, (num_lanes, num_slots, width))  # [B,1,D] -> [N,Q,D]
-    attributes: dict[str, Any] = {"num_heads": heads, "kv_num_heads": heads}
+    attributes: dict[str, Any] = {"num_heads": heads, "kv_num_heads": heads, "scale": 1.0}
     shapes: list[Sequence[int | torch.SymInt]] = [queries.shape, source[0].shape, source[1].shape]
     if with_weights:
         attributes["qk_output"] = AFTER_SOFTMAX

@@ -15,32 +15,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from export.graph_modules import Embedding, FeedForwardGraph, Linear, centred, decoder_layers, encoder_layers
+from export.graph_modules import (
+    Embedding,
+    FeedForwardGraph,
+    Linear,
+    RootMeanSquare,
+    centred,
+    decoder_layers,
+    encoder_layers,
+)
 from training.model import EncoderLayer, MultiHeadAttention, Transformer
 
 MASKED_SCORE = -1.0e9
 """Added to an attention score on padding: its softmax is exactly 0."""
-
-
-class RootMeanSquare(nn.Module):
-    """`norm` on states of mean 0, without its factors and bias: x / √(mean(x²) + ε)."""
-
-    ones: Tensor
-
-    def __init__(self, norm: nn.LayerNorm) -> None:
-        super().__init__()
-        self.epsilon = norm.eps
-        self.register_buffer("ones", torch.ones_like(norm.weight.detach()))
-
-    def forward(self, states: Tensor) -> Tensor:
-        """[B,S,D] -> [B,S,D]."""
-        return torch.onnx.ops.symbolic(
-            "RMSNormalization",
-            [states, self.ones],
-            {"axis": -1, "epsilon": self.epsilon},
-            dtype=states.dtype,
-            shape=states.shape,
-        )
 
 
 class EncoderAttention(nn.Module):

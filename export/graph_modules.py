@@ -20,11 +20,16 @@ class Linear(nn.Module):
     """x W + b with W stored [in, out], the layout of ONNX's MatMul; several nn.Linear of one input side by side."""
 
     def __init__(
-        self, linears: Sequence[nn.Linear], *, norm: nn.LayerNorm | None = None, is_centred: bool = False
+        self,
+        linears: Sequence[nn.Linear],
+        *,
+        norm: nn.LayerNorm | None = None,
+        is_centred: bool = False,
+        factor: float = 1.0,
     ) -> None:
         """`norm` takes in the factors γ and the bias β of the norm that the input comes from; the input is then what
         the norm has before them: (γ x + β) W + b = x (γ W) + (β W + b). `is_centred` takes the mean over the outputs
-        off weights and bias, so that every result has mean 0.
+        off weights and bias, so that every result has mean 0. `factor` multiplies every result.
         """
         super().__init__()
         weight = torch.cat([layer.weight.detach() for layer in linears]).double()  # [out,in]
@@ -34,6 +39,7 @@ class Linear(nn.Module):
             weight = weight * norm.weight.detach().double()
         if is_centred:
             weight, bias = weight - weight.mean(0), bias - bias.mean()
+        weight, bias = weight * factor, bias * factor
         self.weight = nn.Parameter(weight.t().float().contiguous(), requires_grad=False)  # [in,out]
         self.bias = nn.Parameter(bias.float(), requires_grad=False)
 
@@ -55,6 +61,27 @@ class Embedding(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """[B,T] -> [B,T,D]."""
         return nn.functional.embedding(ids, self.weight) * self.scale
+
+
+class RootMeanSquare(nn.Module):
+    """`norm` on states of mean 0, without its factors and bias: x / √(mean(x²) + ε)."""
+
+    ones: Tensor
+
+    def __init__(self, norm: nn.LayerNorm) -> None:
+        super().__init__()
+        self.epsilon = norm.eps
+        self.register_buffer("ones", torch.ones_like(norm.weight.detach()))
+
+    def forward(self, states: Tensor) -> Tensor:
+        """[B,S,D] -> [B,S,D]."""
+        return torch.onnx.ops.symbolic(
+            "RMSNormalization",
+            [states, self.ones],
+            {"axis": -1, "epsilon": self.epsilon},
+            dtype=states.dtype,
+            shape=states.shape,
+        )
 
 
 class FeedForwardGraph(nn.Module):

@@ -18,7 +18,6 @@ product. Biases, norms and positions stay fp32.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,9 +25,9 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
+from export.rounding import quantize_in_pairs, quantize_matrix
+
 BITS = 8
-LARGEST = 127
-"""Weights are stored as -127..127."""
 LARGEST_ACTIVATION = 63
 """Activations take 7 bits, -63..63. With 8, the sum of two products passes 16 bits, and processors without VNNI, which
 add in pairs, would cut it off and give other numbers; BLEU did not tell the two apart (docs/decisions)."""
@@ -42,11 +41,6 @@ STATIC_ZERO = 128
 """Zero of static activations; they take all values of a byte, 0..255."""
 LARGEST_BYTE = 255
 """Largest static activation after a ReLU, where 0 is stored as 0."""
-LARGEST_PAIR = 128
-"""Most that two weights of one sign among four in a row may come to in the static recipe: 2 products of any two bytes
-of activations and such weights, 255 · 128 = 32,640 together, stay inside 16 bits."""
-GROUP = 4
-"""Weights of an output that a processor multiplies at once; it adds their products in pairs."""
 OPERATOR = "MatMulIntegerToFloat"
 FUSED_ATTENTION = "QAttention"
 """What `Attention` becomes: its projection is a product."""
@@ -57,62 +51,23 @@ class QuantizeError(ValueError):
     """A graph that cannot be turned to int8."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class QuantizedWeight:
-    """A matrix [N,K] with one scale a row."""
-
-    data: npt.NDArray[np.int8]
-    """[N,K]."""
-    scales: npt.NDArray[np.float32]
-    """[N]."""
-
-    def dequantize(self) -> npt.NDArray[np.float32]:
-        """The matrix [N,K] that the bytes stand for."""
-        matrix: npt.NDArray[np.float32] = self.data.astype(np.float32) * self.scales[:, None]
-        return matrix
-
-
-def quantize_matrix(matrix: npt.NDArray[np.float32]) -> QuantizedWeight:
-    """A matrix [N,K] row by row, rounded to the nearest; the error is at most half the row's scale."""
-    return _rounded(matrix, np.abs(matrix).max(axis=1) / np.float32(LARGEST))
-
-
-def quantize_in_pairs(matrix: npt.NDArray[np.float32]) -> QuantizedWeight:
-    """A matrix [N,K] row by row, such that no two entries of one sign among four in a row pass LARGEST_PAIR together.
-
-    The error is at most half the row's scale, which is the least that allows for it: between 1 and 2 times that of
-    `quantize_matrix`, and for most matrices nearer to 1.
-    """
-    outputs, width = matrix.shape
-    groups = np.zeros((outputs, -(-width // GROUP), GROUP), matrix.dtype)
-    groups.reshape(outputs, -1)[:, :width] = matrix
-    ordered = np.sort(groups, axis=-1)  # [N,K/4,4]
-    highest = np.maximum(ordered[..., -2:], 0).sum(axis=-1).max(axis=1)  # [N]
-    lowest = np.maximum(-ordered[..., :2], 0).sum(axis=-1).max(axis=1)  # [N]
-    largest = np.abs(matrix).max(axis=1) / np.float32(LARGEST)  # [N]
-    # two roundings may add 1/2 each, hence the 1
-    return _rounded(matrix, np.maximum(largest, np.maximum(highest, lowest) / np.float32(LARGEST_PAIR - 1)))
-
-
-def _rounded(matrix: npt.NDArray[np.float32], scales: npt.NDArray[np.float32]) -> QuantizedWeight:
-    scales = scales.astype(np.float32)  # [N]
-    divisors = np.where(scales > 0, scales, np.float32(1))[:, None]
-    data = np.clip(np.rint(matrix / divisors), -LARGEST, LARGEST).astype(np.int8)
-    return QuantizedWeight(data=data, scales=scales)
-
-
-def quantize(model: onnx.ModelProto, ranges: Mapping[str, float] | None = None) -> onnx.ModelProto:
+def quantize(
+    model: onnx.ModelProto,
+    ranges: Mapping[str, float] | None = None,
+    moments: Mapping[str, npt.NDArray[np.float64]] | None = None,
+) -> onnx.ModelProto:
     """An int8 copy of an fp32 graph: every product with a constant matrix, and every embedding but the positions.
 
     `ranges` are the largest absolute values of activations by their names; those products take the static recipe, and
-    all others go row by row. A table is an embedding when its rows are gathered and then multiplied by a constant (√D),
-    which is taken into the scales.
+    all others go row by row. `moments` [K,K] by the same names are the mean products of their channels, by which the
+    errors of rounding are made up for (`export.rounding`); without them they are not. A table is an embedding when its
+    rows are gathered and then multiplied by a constant (√D), which is taken into the scales.
 
     Raises QuantizeError if a product is not a plain one, or an `Attention` has no range.
     """
     quantized = onnx.ModelProto()
     quantized.CopyFrom(model)
-    _Pass(quantized.graph, ranges or {}).run()
+    _Pass(quantized.graph, ranges or {}, moments or {}).run()
     if all(entry.domain != MICROSOFT for entry in quantized.opset_import):
         quantized.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
     return quantized
@@ -120,16 +75,19 @@ def quantize(model: onnx.ModelProto, ranges: Mapping[str, float] | None = None) 
 
 def product_inputs(model: onnx.ModelProto) -> list[str]:
     """Names of the activations that a graph multiplies by constant matrices, each once and in the graph's order."""
-    graph = _Pass(model.graph, {})
+    graph = _Pass(model.graph, {}, {})
     return list(dict.fromkeys(node.input[0] for node in model.graph.node if graph.is_product(node)))
 
 
 class _Pass:
     """One walk over a graph's nodes."""
 
-    def __init__(self, graph: onnx.GraphProto, ranges: Mapping[str, float]) -> None:
+    def __init__(
+        self, graph: onnx.GraphProto, ranges: Mapping[str, float], moments: Mapping[str, npt.NDArray[np.float64]]
+    ) -> None:
         self.graph = graph
         self.ranges = ranges
+        self.moments = moments
         self.producers = {name: node for node in graph.node for name in node.output}
         self.constants = {tensor.name: tensor for tensor in graph.initializer}
         self.readers: dict[str, list[onnx.NodeProto]] = {}
@@ -219,10 +177,10 @@ class _Pass:
         matrix = numpy_helper.to_array(self.constants[name])
         return np.ascontiguousarray(matrix if is_transposed else matrix.T)
 
-    def _add(self, name: str, array: npt.NDArray[np.generic]) -> str:
+    def _add(self, name: str, array: npt.NDArray[np.generic] | np.generic) -> str:
         """A constant of the int8 graph; the same one for the same name."""
         if name not in self.added:
-            self.added[name] = numpy_helper.from_array(array, name)
+            self.added[name] = numpy_helper.from_array(np.asarray(array), name)
         return name
 
     def _product(
@@ -251,13 +209,15 @@ class _Pass:
             zero_name,
         )
 
-    def _static_weight(self, name: str, *, is_transposed: bool) -> tuple[str, str]:
-        """Names of a weight's bytes [K,N] and scales [N] for static activations."""
-        weight = quantize_in_pairs(self._matrix(name, is_transposed=is_transposed))
+    def _static_weight(self, x: str, name: str, *, is_transposed: bool, has_one_scale: bool = False) -> tuple[str, str]:
+        """Names of a weight's bytes [K,N] and scales, [N] or one, for static activations `x`."""
+        weight = quantize_in_pairs(
+            self._matrix(name, is_transposed=is_transposed), moments=self.moments.get(x), has_one_scale=has_one_scale
+        )
         layout = ".T" if is_transposed else ""
         return (
             self._add(f"{name}{layout}.static.int8", np.ascontiguousarray(weight.data.T)),
-            self._add(f"{name}{layout}.static.scales", weight.scales),
+            self._add(f"{name}{layout}.static.scales", weight.scales.max() if has_one_scale else weight.scales),
         )
 
     def _static_product(
@@ -265,11 +225,14 @@ class _Pass:
     ) -> list[onnx.NodeProto]:
         """x W + b: the bytes, and their product with scales and bias."""
         quantize_node, scale, zero = self._static_bytes(node)
-        weight, weight_scales = self._static_weight(name, is_transposed=is_transposed)
+        output = node.output[0] if bias is None else bias[1]
+        are_logits = any(reader.op_type == "LogSoftmax" for reader in self.readers.get(output, []))
+        weight, weight_scales = self._static_weight(
+            node.input[0], name, is_transposed=is_transposed, has_one_scale=are_logits
+        )
         inputs = [quantize_node.output[0], weight, scale, weight_scales, zero]
         if bias is not None:
             inputs += ["", bias[0]]
-        output = node.output[0] if bias is None else bias[1]
         return [quantize_node, helper.make_node(OPERATOR, inputs, [output], name=output, domain=MICROSOFT)]
 
     def _attention(self, node: onnx.NodeProto, attributes: dict[str, Any]) -> list[onnx.NodeProto]:
@@ -278,7 +241,7 @@ class _Pass:
         if x not in self.ranges:
             raise QuantizeError(f"The range of `{x}` must be given: the attention that reads it has no other recipe.")
         quantize_node, scale, zero = self._static_bytes(node)
-        weight, weight_scales = self._static_weight(name, is_transposed=False)
+        weight, weight_scales = self._static_weight(x, name, is_transposed=False)
         inputs = [quantize_node.output[0], weight, bias, scale, weight_scales, lengths, zero]
         output = node.output[0]
         return [

@@ -12,7 +12,7 @@ from export.build import Checkpoint, fp32_graphs, int8_graphs, load_checkpoint, 
 from export.config import ExportConfig
 from export.validation import Sentence
 from service.bundle import Bundle
-from service.tokenizer import EOS_ID
+from service.tokenizer import BOS_ID, EOS_ID
 from tests.toy_checkpoint import toy_config, toy_pairs
 from training.checkpoint import save_checkpoint
 from training.config import ModelConfig, TokenizerConfig
@@ -84,14 +84,19 @@ def export_random(directory: Path, checkpoint: Checkpoint) -> Exported:
     """Both precisions of a checkpoint, without verification."""
     config = ExportConfig(checkpoint=checkpoint.directory, output=directory / "unused", precision="fp32")
     graphs = fp32_graphs(checkpoint)
-    sources = [sentence.source_ids for sentence in random_sentences(checkpoint, 60, seed=3)]
+    targets = random_sentences(checkpoint, 60, seed=4)  # target ids end where the smaller vocabulary does
+    most = checkpoint.architecture.target_tokens
+    pairs = [
+        (sentence.source_ids, [BOS_ID, *(id_ % most for id_ in target.source_ids)])
+        for sentence, target in zip(random_sentences(checkpoint, 60, seed=3), targets, strict=True)
+    ]
     for name in ("fp32", "int8"):
         (directory / name).mkdir()
     return Exported(
         checkpoint=checkpoint,
         graphs=graphs,
         fp32=write_bundle(directory / "fp32", config, checkpoint, graphs, precision="fp32"),
-        int8=write_bundle(directory / "int8", config, checkpoint, int8_graphs(graphs, sources), precision="int8"),
+        int8=write_bundle(directory / "int8", config, checkpoint, int8_graphs(graphs, pairs), precision="int8"),
     )
 
 

@@ -16,9 +16,11 @@ import torch
 from onnx import numpy_helper
 
 from export.build import write_bundle
+from export.calibrate import INSIDE, INSIDE_CHANNEL, calibrate_decoder, decoder_channel_ranges
 from export.config import ExportConfig
 from export.decoding import decode_by_engine, open_runner
 from export.parity import compare_values, open_value_runner, torch_log_probabilities
+from export.quantize import product_inputs
 from export.same_bytes import check_same_bytes
 from service.bundle import DECODER_NAME, ENCODER_NAME, Bundle
 from service.engine import Engine
@@ -171,6 +173,49 @@ def test_the_encoder_is_as_few_nodes_as_it_can_be(exported: Exported) -> None:
     assert operators.total() == 12 * layers + 12 + is_pre_norm
 
 
+def test_the_decoder_is_as_few_nodes_as_it_can_be(exported: Exported) -> None:
+    """docs/decisions/0007."""
+    layers = len(exported.checkpoint.model.decoder.layers)
+    is_pre_norm = exported.checkpoint.model.config.norm == "pre"
+    operators = Counter(node.op_type for node in onnx.load(exported.int8.directory / DECODER_NAME).graph.node)
+    assert operators["MatMulIntegerToFloat"] == operators["QuantizeLinear"] == 6 * layers + 1
+    assert operators["GroupQueryAttention"] == operators["GatherND"] == 2 * layers
+    assert operators["RMSNormalization"] == (3 * layers + 1 if is_pre_norm else 0)
+    assert operators["LayerNormalization"] == (0 if is_pre_norm else 3 * layers)
+    assert operators["Add"] == 3 * layers + 1  # the residuals and the positions; no bias
+    assert operators["Gather"] == 3  # the embedding's bytes and scales, and the positions
+    assert operators.total() == 22 * layers + 10 + is_pre_norm
+
+
+def test_calibration_sees_the_activations_of_pytorch(exported: Exported) -> None:
+    """Through all positions of ragged targets, and nothing after their ends."""
+    checkpoint = exported.checkpoint
+    model, most = checkpoint.model, checkpoint.architecture.target_tokens
+    pairs = [
+        (sentence.source_ids, [BOS_ID, *(id_ % most for id_ in target.source_ids)])
+        for sentence, target in zip(
+            random_sentences(checkpoint, 40, seed=5), random_sentences(checkpoint, 40, seed=6), strict=True
+        )
+    ]
+    decoder = exported.graphs[DECODER_NAME]
+    name = product_inputs(decoder)[-1]  # before the projection
+    found = calibrate_decoder(exported.graphs[ENCODER_NAME], decoder, pairs)
+    channels = decoder_channel_ranges(exported.graphs[ENCODER_NAME], decoder, pairs)[name]
+    hidden = []
+    with torch.inference_mode():
+        for source, target in pairs:
+            states = model(torch.tensor([source]), torch.tensor([len(source)]), torch.tensor([target]))[0].double()
+            if model.config.norm == "pre":  # the norm's factors are the projection's business
+                assert isinstance(model.decoder.norm, torch.nn.LayerNorm)
+                states = (states - model.decoder.norm.bias) / model.decoder.norm.weight
+            hidden.append(states.numpy())
+    wanted = np.concatenate(hidden)  # [positions,D]
+    assert len({len(target) for _, target in pairs}) > 10
+    np.testing.assert_allclose(found.moments[name], wanted.T @ wanted / len(wanted), atol=1e-4)
+    assert found.ranges[name] == pytest.approx(np.quantile(np.abs(wanted).max(axis=1), INSIDE), rel=1e-4)
+    np.testing.assert_allclose(channels, np.quantile(np.abs(wanted), INSIDE_CHANNEL, axis=0), rtol=1e-4)
+
+
 def test_the_slots_length_and_older_contents_do_not_matter(exported: Exported) -> None:
     """M and S of the slab may be anything: positions that are not in use are never looked at."""
     sentences = random_sentences(exported.checkpoint, 12, seed=2)
@@ -229,7 +274,10 @@ def test_weights_are_stored_once_and_nothing_branches(exported: Exported) -> Non
         stored = sum(int(np.prod(tensor.dims)) for tensor in graph.initializer if len(tensor.dims) == 2)
         parameters = {id(p): p.numel() for module in modules for p in module.parameters() if p.dim() == 2}
         if name == DECODER_NAME:
-            parameters[id(model.projection.weight)] = model.projection.weight.numel()
+            # Under pre-norm the projection takes in the last norm, and is the target embedding no more.
+            own = "projection" if model.config.norm == "pre" else id(model.projection.weight)
+            assert own in parameters or own == "projection" or not model.config.tied_projection
+            parameters[own] = model.projection.weight.numel()  # type: ignore[index]
             cross = layers * 2 * width * width  # keys and values of the source are the encoder's business
             assert stored == sum(parameters.values()) - cross + model.positions.numel()
         else:

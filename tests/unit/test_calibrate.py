@@ -1,4 +1,4 @@
-"""The ranges of activations, beside the quantiles of a graph whose activations are known."""
+"""What activations are like, beside a graph whose activations are known."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from export.calibrate import INSIDE, encoder_ranges
+from export.calibrate import INSIDE, calibrate_encoder
 from service.tokenizer import PAD_ID
 
 WIDTH, TOKENS = 4, 50
@@ -47,7 +47,7 @@ def test_the_range_holds_nearly_all_positions_and_no_padding() -> None:
     generator = np.random.default_rng(0)
     sources = [generator.integers(4, TOKENS, generator.integers(1, 30)).tolist() for _ in range(70)]
     ids = np.concatenate(sources).astype(np.float32)
-    found = encoder_ranges(encoder(), sources)
+    found = calibrate_encoder(encoder(), sources).ranges
     assert list(found) == ["embedded", "active"]
     assert found["embedded"] == pytest.approx(np.quantile(ids, INSIDE))
     assert found["active"] == pytest.approx(np.quantile(2 * ids, INSIDE))  # the 3 is of the negative ones
@@ -55,6 +55,15 @@ def test_the_range_holds_nearly_all_positions_and_no_padding() -> None:
 
 def test_rare_large_values_do_not_widen_the_range() -> None:
     sources = [[5] * 20] * 20
-    assert encoder_ranges(encoder(), sources)["embedded"] == 5
-    assert encoder_ranges(encoder(), [*sources, [49]])["embedded"] == 5
-    assert encoder_ranges(encoder(), [[49]])["embedded"] == 49
+    assert calibrate_encoder(encoder(), sources).ranges["embedded"] == 5
+    assert calibrate_encoder(encoder(), [*sources, [49]]).ranges["embedded"] == 5
+    assert calibrate_encoder(encoder(), [[49]]).ranges["embedded"] == 49
+
+
+def test_moments_are_the_mean_products_of_channels_without_padding() -> None:
+    sources = [[4, 6, 9], [5]]
+    found = calibrate_encoder(encoder(), sources).moments
+    table = np.array([[i, -i, i / 2, 0] for i in (4, 6, 9, 5)])
+    np.testing.assert_allclose(found["embedded"], table.T @ table / 4)
+    doubled = np.maximum(table @ np.diag([2, 3, 2, 2]), 0)
+    np.testing.assert_allclose(found["active"], doubled.T @ doubled / 4)

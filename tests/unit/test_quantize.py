@@ -16,20 +16,17 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export.quantize import (
     ACTIVATION_ZERO,
-    GROUP,
-    LARGEST,
     LARGEST_ACTIVATION,
     LARGEST_BYTE,
-    LARGEST_PAIR,
     LEAST_ACTIVATION,
     MICROSOFT,
     OPERATOR,
     QuantizeError,
     product_inputs,
     quantize,
-    quantize_in_pairs,
-    quantize_matrix,
 )
+from export.rounding import LARGEST, LARGEST_PAIR, quantize_in_pairs, quantize_matrix
+from tests.unit.test_rounding import sums_of_pairs
 
 Floats = npt.NDArray[np.float32]
 WIDTH, ROWS, HIDDEN = 64, 24, 96
@@ -74,65 +71,6 @@ def open_session(model: onnx.ModelProto, num_threads: int = 1) -> onnxruntime.In
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
-# One weight.
-
-
-@given(hnp.arrays(np.float32, (3, 64), elements=st.floats(-8, 8, width=32)))
-def test_a_weight_is_off_by_half_a_scale_at_most(matrix: Floats) -> None:
-    weight = quantize_matrix(matrix)
-    assert weight.data.shape == (3, 64)
-    assert weight.scales.shape == (3,)
-    error = np.abs(weight.dequantize() - matrix).max(axis=1)
-    assert (error <= weight.scales * 0.5001 + 1e-30).all()
-    assert np.abs(weight.data.astype(int)).max() <= LARGEST
-
-
-def test_the_largest_weight_of_a_row_is_exact_and_zero_stays_zero() -> None:
-    matrix = np.zeros((3, 64), np.float32)
-    matrix[0, 3], matrix[0, 40] = -127.0, 2.54
-    matrix[1, 5] = 0.5
-    weight = quantize_matrix(matrix)
-    assert (weight.data[0, 3], weight.data[0, 40], weight.data[1, 5]) == (-127, 3, 127)
-    assert weight.dequantize()[0, 3] == -127.0
-    assert weight.dequantize()[1, 5] == pytest.approx(0.5, rel=1e-6)
-    assert np.count_nonzero(weight.data) == 3
-    np.testing.assert_array_equal(weight.dequantize()[2], 0.0)  # no NaN where all is zero
-
-
-def sums_of_pairs(data: npt.NDArray[np.int8]) -> tuple[int, int]:
-    """The highest and the lowest sum of two bytes of one sign among any four in a row of a matrix [N,K]."""
-    highest = lowest = 0
-    for row in data.astype(int).tolist():
-        for first in range(0, len(row), GROUP):
-            group = sorted([*row[first : first + GROUP], 0, 0])
-            highest, lowest = max(highest, sum(group[-2:])), min(lowest, sum(group[:2]))
-    return highest, lowest
-
-
-@given(hnp.arrays(np.float32, st.tuples(st.integers(1, 3), st.integers(1, 18)), elements=st.floats(-8, 8, width=32)))
-def test_no_two_of_four_weights_pass_the_largest_pair(matrix: Floats) -> None:
-    weight = quantize_in_pairs(matrix)
-    highest, lowest = sums_of_pairs(weight.data)
-    assert highest <= LARGEST_PAIR
-    assert lowest >= -LARGEST_PAIR
-    assert (np.abs(weight.dequantize() - matrix).max(axis=1) <= weight.scales * 0.5001 + 1e-30).all()
-    plain = quantize_matrix(matrix).scales
-    assert (weight.scales >= plain).all()
-    assert (weight.scales <= plain * 2.0001).all()
-
-
-def test_the_scale_of_pairs_is_no_larger_than_it_must_be() -> None:
-    matrix = np.zeros((3, 8), np.float32)
-    matrix[0, [0, 5]] = 1.27, 1.27  # in two groups: as precise as ever
-    matrix[1, [1, 3]] = 1.27, -1.27  # of two signs, which never add up
-    matrix[2, [4, 7]] = -1.27, -1.27
-    weight = quantize_in_pairs(matrix)
-    np.testing.assert_allclose(weight.scales, [0.01, 0.01, 0.02], rtol=1e-6)
-    assert weight.data[0, [0, 5]].tolist() == [127, 127]
-    assert weight.data[1, [1, 3]].tolist() == [127, -127]
-    assert weight.data[2, [4, 7]].tolist() == [-64, -64]
 
 
 # One product.
@@ -452,6 +390,35 @@ def test_biases_are_added_once_and_last() -> None:
 def test_the_inputs_of_products_are_named_in_order() -> None:
     assert product_inputs(tied_graph()[0]) == ["embedded", "active", "states"]
     assert product_inputs(attention_model(24, 3)[0]) == ["x"]
+
+
+def test_the_matrix_that_makes_the_logits_has_one_scale() -> None:
+    model, arrays = tied_graph()
+    log_softmax = helper.make_node("LogSoftmax", ["logits"], ["log_probabilities"], axis=-1)
+    for ends_in_it in (False, True):
+        if ends_in_it:
+            model.graph.node.append(log_softmax)
+        stored = constants(quantize(model, {"states": 30.0, "embedded": 20.0}))
+        assert stored["inner.static.scales"].shape == (HIDDEN,)
+        weight = quantize_in_pairs(arrays["embedding"], has_one_scale=ends_in_it)
+        wanted = weight.scales.max() if ends_in_it else weight.scales
+        np.testing.assert_array_equal(stored["embedding.T.static.scales"], wanted)
+        np.testing.assert_array_equal(stored["embedding.T.static.int8"], weight.data.T)
+    assert stored["embedding.T.static.scales"].shape == ()
+
+
+def test_what_rounding_does_is_made_up_for_where_the_moments_are_known() -> None:
+    generator = np.random.default_rng(4)
+    mixed = (generator.standard_normal((400, 6)) @ generator.standard_normal((6, 64))).astype(np.float32)
+    x = mixed + random_floats(400, 64, seed=5) / 10  # channels that go together
+    matrix = random_floats(64, 24, seed=6)
+    errors = []
+    for moments in ({}, {"x": x.T.astype(np.float64) @ x / len(x)}):
+        quantized = quantize(product_model(matrix, axes=2), {"x": float(np.abs(x).max())}, moments)
+        data = constants(quantized)["w.static.int8"].astype(np.float32)
+        scales = constants(quantized)["w.static.scales"]
+        errors.append(float(np.square(x @ (data * scales) - x @ matrix).mean()))
+    assert errors[1] < 0.5 * errors[0]
 
 
 def test_only_products_with_a_range_are_static() -> None:
