@@ -93,6 +93,7 @@ def test_gaps_are_closed_by_the_last_rows_and_lanes() -> None:
         store.append(row, token_id, -0.25, -token_id)
         if token_id != 8:
             store.append(row, 5, -0.5, -token_id - 0.5)
+    store.looks[third.rows] = [21, 22, 23]
     store.leave(first)
     assert list(store.compact()) == [RowCopy(5, 0, 0, 2), RowCopy(4, 1, 0, 1), LaneCopy(2, 0, 5)]
     assert (store.num_rows, store.num_used_rows, store.num_lanes) == (4, 4, 2)
@@ -103,6 +104,7 @@ def test_gaps_are_closed_by_the_last_rows_and_lanes() -> None:
     assert [store.last_ids[row] for row in third.rows] == [5, 8, 5]
     assert [store.scores[row] for row in third.rows] == [-7.5, -8, -9.5]
     assert [store.limits[row] for row in third.rows] == [6, 6, 6]
+    assert [store.looks[row] for row in third.rows] == [21, 22, 23]
     inputs = store.inputs(num_candidates=1, with_attention=False)
     assert inputs.row_lanes.tolist() == [0, 0, 1, 0]
     assert inputs.row_places.tolist() == [2, 1, 0, 0]
