@@ -486,3 +486,20 @@ def test_an_end_that_never_comes_leaves_the_limit() -> None:
     Engine(runner, Scheduler(limits), eos_id=-1).run_to_completion([endless])
     assert endless.target_ids == [5, 6, EOS_ID] * 4
     assert endless.finish_reason is FinishReason.LENGTH
+
+
+def test_greedy_sequences_with_options_are_looked_at_for_loops_as_they_grow() -> None:
+    """In company, which goes through arrays, as alone."""
+
+    def decoded(count: int) -> list[Sequence]:
+        sequences = [
+            Sequence(source_ids=(5, 6, 7 + number), options=DecodingOptions(with_alignment=True))
+            for number in range(count)
+        ]  # without an end the source is copied round and round
+        Engine.over(FakeRunner(max_rows=4, max_target_tokens=60)).run_to_completion(sequences)
+        return sequences
+
+    (alone,) = decoded(1)
+    assert alone.was_guarded
+    for one in decoded(3):
+        assert (one.was_guarded, one.num_steps) == (True, alone.num_steps)
