@@ -7,10 +7,8 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import pytest
 import torch
@@ -235,13 +233,6 @@ def test_verify_refuses_another_checkpoint_and_another_score(
     assert "BLEU must be the recorded 99.00" in capsys.readouterr().err
 
 
-def _zeroed(graphs: dict[str, onnx.ModelProto], file: str, wanted: Callable[[npt.NDArray[Any]], bool]) -> None:
-    """Sets a constant of a graph to zero."""
-    constants = [each for each in graphs[file].graph.initializer if wanted(numpy_helper.to_array(each))]
-    (tensor,) = constants
-    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * 0, tensor.name))
-
-
 def _without_mask(graphs: dict[str, onnx.ModelProto]) -> None:
     for node in graphs[ENCODER_NAME].graph.node:
         if node.op_type == "Attention":
@@ -255,7 +246,9 @@ def _without_source_bias(graphs: dict[str, onnx.ModelProto]) -> None:
 
 
 def _without_positions(graphs: dict[str, onnx.ModelProto]) -> None:
-    _zeroed(graphs, DECODER_NAME, lambda array: array.ndim == 2 and bool((array[0, 1::2] == 1).all()))
+    """Sets the table of positions to zero."""
+    (tensor,) = (each for each in graphs[DECODER_NAME].graph.initializer if each.name == "positions")
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * 0, tensor.name))
 
 
 def _without_an_output(graphs: dict[str, onnx.ModelProto]) -> None:
@@ -267,7 +260,7 @@ def _without_an_output(graphs: dict[str, onnx.ModelProto]) -> None:
     ("damage", "said"),
     [
         (_without_mask, ["The encoder must agree with PyTorch"]),
-        (_without_source_bias, ["The decoder must agree with PyTorch", "the graphs must choose PyTorch's tokens"]),
+        (_without_source_bias, ["The decoder must agree with PyTorch"]),
         (
             _without_positions,
             ["The decoder must agree with PyTorch", "the graphs must choose PyTorch's tokens", "more sentences"],
@@ -308,7 +301,7 @@ def test_a_hair_of_difference_in_company_is_found(
         if len(inputs.source_lengths) == 1:
             return found
         scores = np.nextafter(found.candidate_log_probabilities, np.float32(-np.inf))
-        return dataclasses.replace(found, candidate_log_probabilities=scores)
+        return found._replace(candidate_log_probabilities=scores)
 
     words = ["--precision", "fp32", "--data", str(toy), "--output", str(tmp_path / "bundle")]
     with pytest.MonkeyPatch.context() as patch:
