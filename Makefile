@@ -14,7 +14,7 @@ DATA ?= ../shared/data
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
 
 .PHONY: help serve translate test check proto train export evaluate bench-decoding \
-	bench-reference bench-ctranslate2 bench-offline bench-online bench-growth profile clean
+	bench-reference bench-ctranslate2 bench bench-offline bench-online bench-growth profile clean
 
 help:  ## This list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -69,6 +69,8 @@ bench-reference: $(VENV)/.dev $(FP32)  ## Every search and penalty against the p
 
 bench-ctranslate2: $(VENV)/.dev $(FP32)  ## Beam 4 beside CTranslate2 with CHECKPOINT's weights, in fp32
 	@$(BIN)/python -m benchmarks.ctranslate2_beam $(CHECKPOINT) $(FP32) --data $(DATA) $(ARGS)
+
+bench: bench-offline bench-online bench-growth  ## All three of the following, one after another (ARGS=--quick)
 
 bench-offline: $(VENV)/.dev  ## Speed, memory and BLEU beside CTranslate2, PyTorch and Optimum (ARGS=--quick)
 	@$(BIN)/python -m benchmarks.offline $(CHECKPOINT) models/en-zh --data $(DATA) $(ARGS)

@@ -18,7 +18,7 @@ from benchmarks.peers import environments
 from benchmarks.peers.models import MODELS, digest, kept
 from export.build import fp32_graphs, int8_graphs, load_checkpoint, write_bundle
 from export.config import ExportConfig
-from service.tokenizer import EOS_ID
+from service.tokenizer import BOS_ID, EOS_ID
 from training.checkpoint import save_checkpoint
 from training.config import Config, CorpusConfig, DataConfig, ModelConfig, TokenizerConfig, TrainConfig
 from training.model import Transformer
@@ -94,7 +94,9 @@ def bundle(source: Path, *, directory: Path = MODELS) -> Path:
     def fill(output: Path) -> None:
         loaded = load_checkpoint(source)
         config = ExportConfig(checkpoint=source, output=output, precision="int8", name=NAME, licence="Apache-2.0")
-        graphs = int8_graphs(fp32_graphs(loaded), sources(CALIBRATION_SENTENCES, seed=SEED))
+        texts = sources(CALIBRATION_SENTENCES, seed=SEED)
+        targets = [[BOS_ID, *source[:-1]] for source in sources(CALIBRATION_SENTENCES, seed=SEED + 1)]
+        graphs = int8_graphs(fp32_graphs(loaded), list(zip(texts, targets, strict=True)))
         write_bundle(output, config, loaded, graphs, precision="int8")
 
     return kept(directory / digest(source) / f"bundle-int8-{_digest_of_export()}", fill)
