@@ -1,4 +1,4 @@
-"""What activations are like on real sentences, for the static recipe of `export.quantize`.
+"""What activations are like on real sentences: the ranges and moments that `export.quantize` takes.
 
 Axes: B sentences run together, S source positions, M target positions, D width.
 """

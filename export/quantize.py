@@ -1,18 +1,15 @@
-"""Turns the linear layers and embeddings of an fp32 graph to int8, in recipes that keep every row to itself.
+"""Turns the linear layers and embeddings of an fp32 graph to int8, and keeps every row to itself.
 
-A weight matrix has one scale s for each output and is stored as round(w / s). The bytes of the activations are found
-when they are multiplied; the products are summed in int32 and multiplied by both scales. There are two recipes, and
-neither lets a row's scale depend on another row: the bits of a translation do not depend on its company, as they would
-with the one activation scale of `quantize_dynamic`.
+A weight matrix has one scale s for each output, and that of the logits one for all; weights are stored as round(w / s)
+(`export.rounding`). The activations of a product have a constant range r (`export.calibrate`): x is stored as
+round(127 x / r) + 128, and what a ReLU puts out as round(255 x / r), which does the ReLU's work too. What lies outside
+the range is cut off there, by the ends of a byte. The products are summed in int32 and multiplied by both scales.
 
-- **Row by row** (docs/decisions/0002), for activations of which nothing is known: a row x is stored as
-  round(63 x / max|x|) + 64.
-- **Static** (docs/decisions/0004), for those whose range r is given: x is stored as round(127 x / r) + 128, and what a
-  ReLU puts out as round(255 x / r), which does the ReLU's work too. What lies outside the range is cut off there, by
-  the ends of a byte. It takes one node instead of seven; `export.calibrate` finds the ranges.
+The range being constant, the bits of a translation do not depend on its company, as they would with the one activation
+scale that `quantize_dynamic` finds for a whole batch (docs/decisions/0004 and 0007).
 
-An embedding has one scale for each token; the projection that is tied to it has the very same bytes, laid out for the
-product. Biases, norms and positions stay fp32.
+An embedding has one scale for each token; a projection that is tied to it has bytes of its own. Biases, norms and
+positions stay fp32.
 """
 
 from __future__ import annotations
@@ -28,23 +25,20 @@ from onnx import helper, numpy_helper
 from export.rounding import quantize_in_pairs, quantize_matrix
 
 BITS = 8
-LARGEST_ACTIVATION = 63
-"""Activations take 7 bits, -63..63. With 8, the sum of two products passes 16 bits, and processors without VNNI, which
-add in pairs, would cut it off and give other numbers; BLEU did not tell the two apart (docs/decisions)."""
-ACTIVATION_ZERO = 64
-"""Activations are unsigned bytes, 1..127, with their zero here: the processors multiply unsigned by signed bytes."""
-LEAST_ACTIVATION = 1e-20
-"""Stands for the largest activation of a row of zeros, so that nothing is divided by 0."""
-STATIC_ACTIVATION = 127
-"""Largest activation in the static recipe, above or below its zero."""
-STATIC_ZERO = 128
-"""Zero of static activations; they take all values of a byte, 0..255."""
+LARGEST_ACTIVATION = 127
+"""Largest activation, above or below its zero."""
+ACTIVATION_ZERO = 128
+"""Activations are unsigned bytes with their zero here: the processors multiply unsigned by signed bytes."""
 LARGEST_BYTE = 255
-"""Largest static activation after a ReLU, where 0 is stored as 0."""
+"""Largest activation after a ReLU, where 0 is stored as 0."""
+LEAST_ACTIVATION = 1e-20
+"""Stands for a range of 0, so that nothing is divided by 0."""
 OPERATOR = "MatMulIntegerToFloat"
 FUSED_ATTENTION = "QAttention"
 """What `Attention` becomes: its projection is a product."""
 MICROSOFT = "com.microsoft"
+_PLAIN_GEMM = {"transA": 0, "alpha": 1.0, "beta": 1.0}
+"""What leaves a `Gemm` a product and a sum; whether its matrix is transposed does not matter."""
 
 
 class QuantizeError(ValueError):
@@ -53,21 +47,25 @@ class QuantizeError(ValueError):
 
 def quantize(
     model: onnx.ModelProto,
-    ranges: Mapping[str, float] | None = None,
+    ranges: Mapping[str, float],
     moments: Mapping[str, npt.NDArray[np.float64]] | None = None,
 ) -> onnx.ModelProto:
     """An int8 copy of an fp32 graph: every product with a constant matrix, and every embedding but the positions.
 
-    `ranges` are the largest absolute values of activations by their names; those products take the static recipe, and
-    all others go row by row. `moments` [K,K] by the same names are the mean products of their channels, by which the
-    errors of rounding are made up for (`export.rounding`); without them they are not. A table is an embedding when its
-    rows are gathered and then multiplied by a constant (√D), which is taken into the scales.
+    `ranges` are the largest absolute values of activations by their names, at least those of `product_inputs`.
+    `moments` [K,K] by the same names are the mean products of their channels, by which the errors of rounding are made
+    up for (`export.rounding`); without them they are not. A table is an embedding when its rows are gathered and then
+    multiplied by a constant (√D), which is taken into the scales.
 
-    Raises QuantizeError if a product is not a plain one, or an `Attention` has no range.
+    Raises QuantizeError, naming every product that has no range or is not a plain one.
     """
     quantized = onnx.ModelProto()
     quantized.CopyFrom(model)
-    _Pass(quantized.graph, ranges or {}, moments or {}).run()
+    walk = _Pass(quantized.graph, ranges, moments or {})
+    problems = walk.problems()
+    if problems:
+        raise QuantizeError(" ".join(problems))
+    walk.run()
     if all(entry.domain != MICROSOFT for entry in quantized.opset_import):
         quantized.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
     return quantized
@@ -77,6 +75,10 @@ def product_inputs(model: onnx.ModelProto) -> list[str]:
     """Names of the activations that a graph multiplies by constant matrices, each once and in the graph's order."""
     graph = _Pass(model.graph, {}, {})
     return list(dict.fromkeys(node.input[0] for node in model.graph.node if graph.is_product(node)))
+
+
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    return {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
 
 
 class _Pass:
@@ -96,6 +98,24 @@ class _Pass:
                 self.readers.setdefault(name, []).append(node)
         self.added: dict[str, onnx.TensorProto] = {}
         self.dropped: set[str] = set()  # output names of nodes that another node has taken in
+
+    def problems(self) -> list[str]:
+        """What stands in the way of int8, one sentence each."""
+        found = []
+        products = [node for node in self.graph.node if self.is_product(node)]
+        without = [
+            f"`{node.output[0]}` (of `{node.input[0]}`)" for node in products if node.input[0] not in self.ranges
+        ]
+        if without:
+            found.append(
+                f"Every product must have the range of its activations, but these have none: {', '.join(without)}."
+            )
+        for node in products:
+            attributes = _attributes(node)
+            factors = {name: attributes.get(name, plain) for name, plain in _PLAIN_GEMM.items()}
+            if node.op_type == "Gemm" and factors != _PLAIN_GEMM:
+                found.append(f"A Gemm must be a plain product, but `{node.output[0]}` has {factors}.")
+        return found
 
     def run(self) -> None:
         nodes = []
@@ -132,15 +152,12 @@ class _Pass:
                 return self._gather(node, *factor)
         if not self.is_product(node):
             return [node]
-        attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
         if node.op_type == "Attention":
-            return self._attention(node, attributes)
+            return self._attention(node)
         if node.op_type == "MatMul":
             return self._product(node, node.input[1], is_transposed=False, bias=self._take_bias(node))
-        if attributes.get("transA", 0) or attributes.get("alpha", 1.0) != 1.0 or attributes.get("beta", 1.0) != 1.0:
-            raise QuantizeError(f"A Gemm must be a plain product, but `{node.name}` has {attributes}.")
         bias = (node.input[2], node.output[0]) if len(node.input) > 2 and node.input[2] else None
-        return self._product(node, node.input[1], is_transposed=bool(attributes.get("transB", 0)), bias=bias)
+        return self._product(node, node.input[1], is_transposed=bool(_attributes(node).get("transB", 0)), bias=bias)
 
     def _is_matrix(self, name: str) -> bool:
         tensor = self.constants.get(name)
@@ -183,15 +200,7 @@ class _Pass:
             self.added[name] = numpy_helper.from_array(np.asarray(array), name)
         return name
 
-    def _product(
-        self, node: onnx.NodeProto, name: str, *, is_transposed: bool, bias: tuple[str, str] | None
-    ) -> list[onnx.NodeProto]:
-        """x W + b in the recipe that its activations have."""
-        if node.input[0] in self.ranges:
-            return self._static_product(node, name, is_transposed=is_transposed, bias=bias)
-        return self._product_by_rows(node, name, is_transposed=is_transposed, bias=bias)
-
-    def _static_bytes(self, node: onnx.NodeProto) -> tuple[onnx.NodeProto, str, str]:
+    def _bytes(self, node: onnx.NodeProto) -> tuple[onnx.NodeProto, str, str]:
         """The node that makes the bytes of a product's activations, and the names of their scale and zero."""
         x = node.input[0]
         largest = max(self.ranges[x], LEAST_ACTIVATION)
@@ -199,7 +208,7 @@ class _Pass:
         if producer is not None and producer.op_type == "Relu":
             source, zero, scale = producer.input[0], 0, largest / LARGEST_BYTE
         else:
-            source, zero, scale = x, STATIC_ZERO, largest / STATIC_ACTIVATION
+            source, zero, scale = x, ACTIVATION_ZERO, largest / LARGEST_ACTIVATION
         scale_name = self._add(f"{x}.scale", np.array(scale, np.float32))
         zero_name = self._add(f"int8.zero_{zero}", np.array(zero, np.uint8))
         data = f"{node.output[0]}.int8"
@@ -209,8 +218,8 @@ class _Pass:
             zero_name,
         )
 
-    def _static_weight(self, x: str, name: str, *, is_transposed: bool, has_one_scale: bool = False) -> tuple[str, str]:
-        """Names of a weight's bytes [K,N] and scales, [N] or one, for static activations `x`."""
+    def _weight(self, x: str, name: str, *, is_transposed: bool, has_one_scale: bool = False) -> tuple[str, str]:
+        """Names of a weight's bytes [K,N] and scales, [N] or one, for activations `x`."""
         weight = quantize_in_pairs(
             self._matrix(name, is_transposed=is_transposed), moments=self.moments.get(x), has_one_scale=has_one_scale
         )
@@ -220,79 +229,30 @@ class _Pass:
             self._add(f"{name}{layout}.static.scales", weight.scales.max() if has_one_scale else weight.scales),
         )
 
-    def _static_product(
+    def _product(
         self, node: onnx.NodeProto, name: str, *, is_transposed: bool, bias: tuple[str, str] | None
     ) -> list[onnx.NodeProto]:
         """x W + b: the bytes, and their product with scales and bias."""
-        quantize_node, scale, zero = self._static_bytes(node)
+        quantize_node, scale, zero = self._bytes(node)
         output = node.output[0] if bias is None else bias[1]
         are_logits = any(reader.op_type == "LogSoftmax" for reader in self.readers.get(output, []))
-        weight, weight_scales = self._static_weight(
-            node.input[0], name, is_transposed=is_transposed, has_one_scale=are_logits
-        )
+        weight, weight_scales = self._weight(node.input[0], name, is_transposed=is_transposed, has_one_scale=are_logits)
         inputs = [quantize_node.output[0], weight, scale, weight_scales, zero]
         if bias is not None:
             inputs += ["", bias[0]]
         return [quantize_node, helper.make_node(OPERATOR, inputs, [output], name=output, domain=MICROSOFT)]
 
-    def _attention(self, node: onnx.NodeProto, attributes: dict[str, Any]) -> list[onnx.NodeProto]:
+    def _attention(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
         """Self-attention with its projection of queries, keys and values."""
         x, name, bias, lengths = node.input
-        if x not in self.ranges:
-            raise QuantizeError(f"The range of `{x}` must be given: the attention that reads it has no other recipe.")
-        quantize_node, scale, zero = self._static_bytes(node)
-        weight, weight_scales = self._static_weight(x, name, is_transposed=False)
+        quantize_node, scale, zero = self._bytes(node)
+        weight, weight_scales = self._weight(x, name, is_transposed=False)
         inputs = [quantize_node.output[0], weight, bias, scale, weight_scales, lengths, zero]
         output = node.output[0]
         return [
             quantize_node,
-            helper.make_node(FUSED_ATTENTION, inputs, [output], name=output, domain=MICROSOFT, **attributes),
+            helper.make_node(FUSED_ATTENTION, inputs, [output], name=output, domain=MICROSOFT, **_attributes(node)),
         ]
-
-    def _product_by_rows(
-        self, node: onnx.NodeProto, name: str, *, is_transposed: bool, bias: tuple[str, str] | None
-    ) -> list[onnx.NodeProto]:
-        """x W + b: the row's largest activation, its bytes, their product, and the scales and bias."""
-        weight = quantize_matrix(self._matrix(name, is_transposed=is_transposed))
-        layout = ".T" if is_transposed else ""
-        product = node.output[0]
-        nodes: list[onnx.NodeProto] = []
-
-        def compute(op_type: str, inputs: list[str], output: str, **attributes: Any) -> str:
-            nodes.append(helper.make_node(op_type, inputs, [output], name=output, **attributes))
-            return output
-
-        x = node.input[0]
-        size = compute("Abs", [x], f"{product}.size")
-        last_axis = self._add("int8.last_axis", np.array([-1], np.int64))
-        found = compute("ReduceMax", [size, last_axis], f"{product}.found", keepdims=1)  # [...,1]
-        least = self._add("int8.least", np.array(LEAST_ACTIVATION, np.float32))
-        largest = compute("Max", [found, least], f"{product}.largest")
-        # One multiplication, one addition and the cast's cutting off round to the nearest; there is no need for Round.
-        factor = compute(
-            "Div", [self._add("int8.range", np.array(LARGEST_ACTIVATION, np.float32)), largest], f"{product}.factor"
-        )
-        scaled = compute("Mul", [x, factor], f"{product}.scaled")
-        half_up = self._add("int8.half_up", np.array(ACTIVATION_ZERO + 0.5, np.float32))
-        shifted = compute("Add", [scaled, half_up], f"{product}.shifted")
-        data = compute("Cast", [shifted], f"{product}.int8", to=onnx.TensorProto.UINT8)
-        unscaled = compute(
-            OPERATOR,
-            [
-                data,
-                self._add(f"{name}{layout}.int8", np.ascontiguousarray(weight.data.T)),  # [K,N]
-                self._add("int8.one", np.array(1, np.float32)),
-                self._add(f"{name}{layout}.scales", weight.scales / np.float32(LARGEST_ACTIVATION)),  # [N]
-                self._add("int8.zero", np.array(ACTIVATION_ZERO, np.uint8)),
-            ],
-            f"{product}.unscaled",
-            domain=MICROSOFT,
-        )
-        if bias is None:
-            compute("Mul", [unscaled, largest], product)
-        else:
-            compute("Add", [compute("Mul", [unscaled, largest], f"{product}.product"), bias[0]], bias[1])
-        return nodes
 
     def _gather(self, node: onnx.NodeProto, factor: float, output: str) -> list[onnx.NodeProto]:
         """Rows of a table: their bytes, times their scales, √D included."""

@@ -19,8 +19,8 @@ import numpy.typing as npt
 LARGEST = 127
 """Weights are stored as -127..127."""
 LARGEST_PAIR = 128
-"""Most that two weights of one sign among four in a row may come to in the static recipe: 2 products of any two bytes
-of activations and such weights, 255 · 128 = 32,640 together, stay inside 16 bits."""
+"""Most that two weights of one sign among four in a row may come to: 2 products of any two bytes of activations and
+such weights, 255 · 128 = 32,640 together, stay inside 16 bits."""
 GROUP = 4
 """Weights of an output that a processor multiplies at once; it adds their products in pairs."""
 DAMPING = 0.05

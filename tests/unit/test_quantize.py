@@ -1,7 +1,8 @@
-"""Int8: the numbers of weights and activations in both recipes, and the graph they make, beside integers in NumPy."""
+"""Int8: the numbers of weights and activations, and the graph they make, beside integers in NumPy."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 import numpy as np
@@ -18,14 +19,13 @@ from export.quantize import (
     ACTIVATION_ZERO,
     LARGEST_ACTIVATION,
     LARGEST_BYTE,
-    LEAST_ACTIVATION,
     MICROSOFT,
     OPERATOR,
     QuantizeError,
     product_inputs,
     quantize,
 )
-from export.rounding import LARGEST, LARGEST_PAIR, quantize_in_pairs, quantize_matrix
+from export.rounding import LARGEST_PAIR, quantize_in_pairs, quantize_matrix
 from tests.unit.test_rounding import sums_of_pairs
 
 Floats = npt.NDArray[np.float32]
@@ -35,25 +35,22 @@ WIDTH, ROWS, HIDDEN = 64, 24, 96
 # The reference: the recipe in NumPy, with the bytes that a graph must have and sums in integers.
 
 
-def activation_bytes(x: Floats) -> tuple[npt.NDArray[np.uint8], Floats]:
-    """The bytes of rows x [...,K], and the largest activation of each row [...,1]."""
-    largest = np.maximum(np.abs(x).max(axis=-1, keepdims=True), np.float32(1e-20))
-    return np.floor(x * (np.float32(63) / largest) + np.float32(64.5)).astype(np.uint8), largest
+def activation_bytes(x: Floats, largest: float) -> npt.NDArray[np.uint8]:
+    """The bytes of activations of the range ±largest."""
+    return np.clip(np.rint(x / np.float32(largest / 127)) + 128, 0, 255).astype(np.uint8)
 
 
 def weight_bytes(matrix: Floats) -> tuple[npt.NDArray[np.int8], Floats]:
-    """The bytes of a matrix [K,N], and the scale of each output [N]."""
-    scales = np.abs(matrix).max(axis=0) / np.float32(127)  # [N]
+    """The bytes of an embedding as [D,V], and the scale of each token [V]."""
+    scales = np.abs(matrix).max(axis=0) / np.float32(127)  # [V]
     return np.rint(matrix / np.where(scales > 0, scales, 1)).astype(np.int8), scales
 
 
-def integer_product(x: Floats, matrix: Floats, bias: Floats | None = None) -> Floats:
-    """x [...,K] times a matrix [K,N], in the recipe's integers."""
-    data, largest = activation_bytes(x)
-    weights, scales = weight_bytes(matrix)
-    sums = (data.astype(np.int64) - 64) @ weights.astype(np.int64)
-    product = sums * scales.astype(np.float64) * largest.astype(np.float64) / 63
-    wanted: Floats = (product if bias is None else product + bias).astype(np.float32)
+def integer_product(data: npt.NDArray[np.uint8], zero: int, scale: float, matrix: Floats, bias: Floats) -> Floats:
+    """Bytes [...,K] times a matrix [K,N], in the recipe's integers."""
+    weight = quantize_in_pairs(np.ascontiguousarray(matrix.T))
+    sums = (data.astype(np.int64) - zero) @ weight.data.T.astype(np.int64)
+    wanted: Floats = (sums * (weight.scales.astype(np.float64) * scale) + bias).astype(np.float32)
     return wanted
 
 
@@ -110,31 +107,35 @@ def random_floats(*shape: int, seed: int = 0) -> Floats:
 
 @pytest.mark.parametrize(("width", "outputs"), [(64, 96), (192, 24), (48, 17), (7, 5), (1, 1)])
 def test_a_product_is_the_one_of_the_integers(width: int, outputs: int) -> None:
-    matrix, bias, x = random_floats(width, outputs), random_floats(outputs, seed=1), random_floats(9, width, seed=2)
-    quantized = quantize(product_model(matrix, bias, axes=2))
+    matrix, bias, x = random_floats(width, outputs), random_floats(outputs, seed=1), random_floats(2, 9, width, seed=2)
+    quantized = quantize(product_model(matrix, bias), {"x": 2.54})
     onnx.checker.check_model(quantized)
-    np.testing.assert_array_equal(constants(quantized)["w.int8"], weight_bytes(matrix)[0])
     found, data = open_session(with_bytes(quantized)).run(None, {"x": x})
-    np.testing.assert_array_equal(data, activation_bytes(x)[0])
-    assert_close(found, integer_product(x, matrix, bias))
-    assert_close(open_session(quantized).run(None, {"x": x})[0], integer_product(x, matrix, bias))
+    np.testing.assert_array_equal(data, activation_bytes(x, 2.54))
+    assert_close(found, integer_product(data, 128, 0.02, matrix, bias))
+    np.testing.assert_array_equal(open_session(quantized).run(None, {"x": x})[0], found)
+    (without,) = open_session(quantize(product_model(matrix), {"x": 2.54})).run(None, {"x": x})
+    assert_close(without, integer_product(data, 128, 0.02, matrix, np.zeros(outputs, np.float32)))
 
 
 @pytest.fixture(scope="module")
 def session_of_8() -> onnxruntime.InferenceSession:
-    return open_session(with_bytes(quantize(product_model(random_floats(8, 3), axes=2))))
+    return open_session(with_bytes(quantize(product_model(random_floats(8, 3), axes=2), {"x": 3.0})))
 
 
-@given(x=hnp.arrays(np.float32, (4, 8), elements=st.floats(-(2.0**100), 2.0**100, width=32)))
-def test_an_activation_is_off_by_half_a_step_at_most(session_of_8: onnxruntime.InferenceSession, x: Floats) -> None:
+@given(
+    x=hnp.arrays(np.float32, (4, 8), elements=st.floats(-4, 4, width=32) | st.floats(-(2.0**100), 2.0**100, width=32))
+)
+def test_an_activation_is_off_by_half_a_step_inside_the_range(
+    session_of_8: onnxruntime.InferenceSession, x: Floats
+) -> None:
     _, data = session_of_8.run(None, {"x": x})
-    found = data.astype(np.int64) - ACTIVATION_ZERO  # [4,8]
-    largest = np.maximum(np.abs(x).max(axis=1, keepdims=True).astype(np.float64), LEAST_ACTIVATION)
-    assert np.abs(found).max() <= LARGEST_ACTIVATION
-    assert (np.abs(found * largest / LARGEST_ACTIVATION - x) <= largest / LARGEST_ACTIVATION * 0.5001).all()
+    found, step = data.astype(np.int64) - ACTIVATION_ZERO, 3.0 / LARGEST_ACTIVATION  # [4,8]
+    is_inside = np.abs(x) <= 3.0
+    assert (np.abs(found * step - x)[is_inside] <= step * 0.5001).all()
     assert (found[x == 0] == 0).all()
-    reaches = (np.abs(x) == largest) & (largest > LEAST_ACTIVATION)
-    assert (np.abs(found[reaches]) == LARGEST_ACTIVATION).all()
+    assert (found[x > 3.0] >= LARGEST_ACTIVATION).all()
+    assert (found[x < -3.0] <= -LARGEST_ACTIVATION).all()
 
 
 @pytest.mark.parametrize("has_bias", [True, False])
@@ -143,61 +144,13 @@ def test_rows_of_zeros_give_the_bias_and_no_nan(has_bias: bool) -> None:
     matrix[:, 7] = 0  # of the weights: an output
     x[1, 3] = 0
     bias = random_floats(HIDDEN, seed=2) if has_bias else None
-    found, data = open_session(with_bytes(quantize(product_model(matrix, bias)))).run(None, {"x": x})
+    found, data = open_session(with_bytes(quantize(product_model(matrix, bias), {"x": 3.0}))).run(None, {"x": x})
     assert np.isfinite(found).all()
     assert (data[1, 3] == ACTIVATION_ZERO).all()
     wanted = bias if bias is not None else np.zeros(HIDDEN, np.float32)
     np.testing.assert_array_equal(found[1, 3], wanted)
     np.testing.assert_array_equal(found[..., 7], np.broadcast_to(wanted[7], (2, 5)))
     assert (found[1, 2] != wanted).sum() == HIDDEN - 1  # and only there
-
-
-def test_three_axes_are_the_rows_one_by_one() -> None:
-    matrix, bias, x = random_floats(WIDTH, HIDDEN), random_floats(HIDDEN, seed=1), random_floats(3, 5, WIDTH, seed=2)
-    x *= np.logspace(-7, 7, 15, dtype=np.float32).reshape(3, 5, 1)  # no two rows have scales alike
-    (found,) = open_session(quantize(product_model(matrix, bias))).run(None, {"x": x})  # [B,S,N]
-    assert_close(found, integer_product(x, matrix, bias))
-    (flat,) = open_session(quantize(product_model(matrix, bias, axes=2))).run(None, {"x": x.reshape(15, WIDTH)})
-    np.testing.assert_array_equal(found.reshape(15, HIDDEN), flat)
-
-
-def test_no_pair_of_products_passes_16_bits() -> None:
-    """Processors without VNNI add two products of an unsigned and a signed byte in 16 bits, and cut the sum off."""
-    highest = ACTIVATION_ZERO + LARGEST_ACTIVATION
-    assert ACTIVATION_ZERO - LARGEST_ACTIVATION >= 0
-    assert 2 * highest * LARGEST <= np.iinfo(np.int16).max
-    assert -2 * highest * LARGEST >= np.iinfo(np.int16).min
-    matrix = np.ones((256, 2), np.float32)
-    matrix[:, 1] = -1
-    for sign in (1, -1):  # the highest and the lowest bytes that there are, in every place
-        x = np.full((1, 256), sign * 0.3, np.float32)
-        found, data = open_session(with_bytes(quantize(product_model(matrix, axes=2)))).run(None, {"x": x})
-        assert set(data.ravel()) == {ACTIVATION_ZERO + sign * LARGEST_ACTIVATION}
-        np.testing.assert_allclose(found, [[sign * 76.8, -sign * 76.8]], rtol=1e-5)
-
-
-# One product of static activations.
-
-
-def static_product(data: npt.NDArray[np.uint8], zero: int, scale: float, matrix: Floats, bias: Floats) -> Floats:
-    """Bytes [...,K] times a matrix [K,N], in the static recipe's integers."""
-    weight = quantize_in_pairs(np.ascontiguousarray(matrix.T))
-    sums = (data.astype(np.int64) - zero) @ weight.data.T.astype(np.int64)
-    wanted: Floats = (sums * (weight.scales.astype(np.float64) * scale) + bias).astype(np.float32)
-    return wanted
-
-
-@pytest.mark.parametrize(("width", "outputs"), [(64, 96), (192, 24), (48, 17), (7, 5), (1, 1)])
-def test_a_static_product_is_the_one_of_the_integers(width: int, outputs: int) -> None:
-    matrix, bias, x = random_floats(width, outputs), random_floats(outputs, seed=1), random_floats(2, 9, width, seed=2)
-    quantized = quantize(product_model(matrix, bias), {"x": 2.54})
-    onnx.checker.check_model(quantized)
-    found, data = open_session(with_bytes(quantized)).run(None, {"x": x})
-    np.testing.assert_array_equal(data, np.clip(np.rint(x / np.float32(0.02)) + 128, 0, 255))
-    assert_close(found, static_product(data, 128, 0.02, matrix, bias))
-    np.testing.assert_array_equal(open_session(quantized).run(None, {"x": x})[0], found)
-    (without,) = open_session(quantize(product_model(matrix), {"x": 2.54})).run(None, {"x": x})
-    assert_close(without, static_product(data, 128, 0.02, matrix, np.zeros(outputs, np.float32)))
 
 
 def test_what_lies_outside_the_range_is_cut_off_and_touches_no_other_row() -> None:
@@ -209,8 +162,11 @@ def test_what_lies_outside_the_range_is_cut_off_and_touches_no_other_row() -> No
     np.testing.assert_array_equal(found[3:], open_session(quantized).run(None, {"x": x[3:]})[0])
 
 
-def test_no_pair_of_static_products_passes_16_bits() -> None:
-    """Whatever the activations are: the ends of a byte bound them, and the weights are bounded in pairs."""
+def test_no_pair_of_products_passes_16_bits() -> None:
+    """Processors without VNNI add two products of an unsigned and a signed byte in 16 bits, and cut the sum off.
+
+    Whatever the activations are, the ends of a byte bound them; the weights are bounded in pairs.
+    """
     most, least = LARGEST_BYTE * LARGEST_PAIR, -LARGEST_BYTE * LARGEST_PAIR
     assert np.iinfo(np.int16).min <= least < most <= np.iinfo(np.int16).max
     quantized = quantize(product_model(np.tile(np.array([0.3, -0.3], np.float32), (256, 1)), axes=2), {"x": 1.0})
@@ -219,11 +175,12 @@ def test_no_pair_of_static_products_passes_16_bits() -> None:
     np.testing.assert_allclose(found, [[76.8, -76.8]], rtol=0.02)  # 128 steps of 1/127 above the zero, 1 off in 127
 
 
-def test_a_range_of_zero_gives_the_bias_and_no_nan() -> None:
+def test_a_range_of_zero_gives_the_bias_and_divides_by_no_zero() -> None:
     matrix, bias = random_floats(8, 3), random_floats(3, seed=1)
-    (found,) = open_session(quantize(product_model(matrix, bias), {"x": 0.0})).run(
-        None, {"x": np.zeros((1, 2, 8), "f")}
-    )
+    quantized = quantize(product_model(matrix, bias), {"x": 0.0})
+    assert constants(quantized)["x.scale"] > 0
+    found, data = open_session(with_bytes(quantized)).run(None, {"x": np.zeros((1, 2, 8), "f")})
+    assert (data == ACTIVATION_ZERO).all()
     np.testing.assert_array_equal(found, np.broadcast_to(bias, (1, 2, 3)))
 
 
@@ -232,17 +189,17 @@ def test_the_bytes_of_a_relu_do_its_work(is_read_elsewhere: bool) -> None:
     model, arrays = tied_graph()
     if not is_read_elsewhere:
         del model.graph.output[1]  # `active`
-    quantized = quantize(model, {"active": 5.1})
+    quantized = quantize(model, RANGES | {"active": 5.1})
     onnx.checker.check_model(quantized)
     operators = Counter(node.op_type for node in quantized.graph.node)
-    assert (operators["Relu"], operators["QuantizeLinear"]) == (int(is_read_elsewhere), 1)
+    assert (operators["Relu"], operators["QuantizeLinear"]) == (int(is_read_elsewhere), 3)
     with_hidden = with_bytes(quantized)
     with_hidden.graph.output.append(helper.make_tensor_value_info("hidden", TensorProto.FLOAT, ["B", HIDDEN]))
     outputs = run(with_hidden, list(range(ROWS)))
     states, hidden = outputs[2 if is_read_elsewhere else 1], outputs[-1]
     data = np.clip(np.rint(np.maximum(hidden, 0) / np.float32(0.02)), 0, 255).astype(np.uint8)
     assert (hidden > 5.1).any()
-    assert_close(states, static_product(data, 0, 0.02, arrays["outer"], np.zeros(WIDTH, np.float32)))
+    assert_close(states, integer_product(data, 0, 0.02, arrays["outer"], np.zeros(WIDTH, np.float32)))
 
 
 def attention_model(width: int, heads: int, seed: int = 0) -> tuple[onnx.ModelProto, Floats, Floats]:
@@ -270,8 +227,8 @@ def test_attention_is_the_one_of_the_integers(width: int, heads: int) -> None:
     model, matrix, bias = attention_model(width, heads)
     x, lengths = random_floats(3, 16, width, seed=5), np.array([16, 9, 1], np.int32)
     (found,) = open_session(quantize(model, {"x": 2.54})).run(None, {"x": x, "lengths": lengths})
-    data = np.clip(np.rint(x / np.float32(0.02)) + 128, 0, 255).astype(np.uint8)
-    projected = static_product(data, 128, 0.02, matrix, bias).astype(np.float64)  # [B,S,3*D]
+    data = activation_bytes(x, 2.54)
+    projected = integer_product(data, 128, 0.02, matrix, bias).astype(np.float64)  # [B,S,3*D]
     for row, length in enumerate(lengths):
         query, key, value = projected[row].reshape(16, 3, heads, -1).transpose(1, 2, 0, 3)  # each [H,S,K]
         scores = query @ key.transpose(0, 2, 1)[:, :, :length] / np.sqrt(width / heads)  # [H,S,length]
@@ -281,12 +238,10 @@ def test_attention_is_the_one_of_the_integers(width: int, heads: int) -> None:
         np.testing.assert_allclose(found[row], wanted, atol=2e-5 * np.abs(projected).max(), rtol=1e-4)
 
 
-def test_attention_without_a_range_is_refused() -> None:
-    with pytest.raises(QuantizeError, match="The range of `x` must be given"):
-        quantize(attention_model(24, 3)[0], {"y": 1.0})
-
-
 # A graph of them.
+
+RANGES = {"embedded": 30.0, "active": 220.0, "states": 200.0}
+"""Of `tied_graph`: all that it holds, or nearly."""
 
 
 def tied_graph(seed: int = 0) -> tuple[onnx.ModelProto, dict[str, Floats]]:
@@ -339,7 +294,7 @@ def run(model: onnx.ModelProto, ids: list[int], num_threads: int = 1) -> list[Fl
 
 def test_products_and_embeddings_are_those_of_the_integers() -> None:
     model, arrays = tied_graph()
-    quantized = quantize(model)
+    quantized = quantize(model, RANGES)
     onnx.checker.check_model(quantized)
     ids = list(range(ROWS))
     embedded, active, states, logits, *data = run(with_bytes(quantized), ids)
@@ -347,29 +302,35 @@ def test_products_and_embeddings_are_those_of_the_integers() -> None:
     table, scales = weight_bytes(arrays["embedding"].T)  # [D,V], [V]
     wanted = table.T[ids] * (scales[ids] * np.float32(8))[:, None] + arrays["positions"][np.arange(ROWS) % 5]
     assert_close(embedded, wanted)
-    assert_close(active, np.maximum(integer_product(embedded, arrays["inner"], arrays["inner_bias"]), 0))
-    assert_close(states, integer_product(active, arrays["outer"]))
-    assert_close(logits, integer_product(states, arrays["embedding"].T, arrays["logit_bias"]))
-    for found, x in zip(data, (embedded, active, states), strict=True):
-        np.testing.assert_array_equal(found, activation_bytes(x)[0])
+    steps = {name: largest / 127 for name, largest in RANGES.items()} | {"active": RANGES["active"] / 255}
+    hidden = integer_product(data[0], 128, steps["embedded"], arrays["inner"], arrays["inner_bias"])
+    assert_close(active, np.maximum(hidden, 0))
+    no_bias = np.zeros(WIDTH, np.float32)
+    assert_close(states, integer_product(data[1], 0, steps["active"], arrays["outer"], no_bias))
+    projected = integer_product(data[2], 128, steps["states"], arrays["embedding"].T, arrays["logit_bias"])
+    assert_close(logits, projected)
+    np.testing.assert_array_equal(data[0], activation_bytes(embedded, RANGES["embedded"]))
+    np.testing.assert_array_equal(data[1], np.clip(np.rint(active / np.float32(steps["active"])), 0, 255))
+    np.testing.assert_array_equal(data[2], activation_bytes(states, RANGES["states"]))
     fp32 = run(model, ids)[-1]
     assert 1e-3 < np.abs(logits - fp32).max() / np.abs(fp32).max() < 0.05  # it is int8, and near enough
 
 
-def test_the_tied_embedding_has_the_bytes_of_its_projection() -> None:
+def test_an_embedding_has_one_scale_a_token_and_a_projection_tied_to_it_bytes_of_its_own() -> None:
     model, arrays = tied_graph()
-    stored = constants(quantize(model))
+    stored = constants(quantize(model, RANGES))
     np.testing.assert_array_equal(stored["embedding.int8"], weight_bytes(arrays["embedding"].T)[0].T)
-    np.testing.assert_array_equal(stored["embedding.T.int8"], stored["embedding.int8"].T)
     scales = quantize_matrix(arrays["embedding"]).scales
     np.testing.assert_array_equal(stored["embedding.token_scales"][:, 0], scales * np.float32(8))
-    np.testing.assert_array_equal(stored["embedding.T.scales"], scales / np.float32(LARGEST_ACTIVATION))
+    projection = quantize_in_pairs(arrays["embedding"])
+    np.testing.assert_array_equal(stored["embedding.T.static.int8"], projection.data.T)
+    np.testing.assert_array_equal(stored["embedding.T.static.scales"], projection.scales)
 
 
 def test_no_other_matrix_stays_in_fp32_and_nothing_is_left_over() -> None:
     model, _ = tied_graph()
     before = model.SerializeToString()
-    quantized = quantize(model)
+    quantized = quantize(model, RANGES)
     stored = constants(quantized)
     matrices = {name for name, array in stored.items() if array.dtype == np.float32 and min((*array.shape, 0)[:2]) > 1}
     assert matrices == {"positions"}
@@ -378,12 +339,11 @@ def test_no_other_matrix_stays_in_fp32_and_nothing_is_left_over() -> None:
     assert model.SerializeToString() == before  # the original is untouched
 
 
-def test_biases_are_added_once_and_last() -> None:
-    operators = Counter(node.op_type for node in quantize(tied_graph()[0]).graph.node)
-    assert operators[OPERATOR] == 3
-    assert operators["Cast"] == 3 + 1  # and the embedding's
-    assert operators["Add"] == 3 + 2 + 1  # of the bytes' zero, the two biases, and the positions
-    assert operators["Mul"] == 2 * 3 + 1
+def test_a_product_is_two_nodes_and_has_its_bias_inside() -> None:
+    operators = Counter(node.op_type for node in quantize(tied_graph()[0], RANGES).graph.node)
+    assert operators[OPERATOR] == operators["QuantizeLinear"] == 3
+    assert operators["Cast"] == operators["Mul"] == 1  # the embedding's
+    assert operators["Add"] == 1  # the positions
     assert operators["MatMul"] == operators["Gemm"] == 0
 
 
@@ -398,7 +358,7 @@ def test_the_matrix_that_makes_the_logits_has_one_scale() -> None:
     for ends_in_it in (False, True):
         if ends_in_it:
             model.graph.node.append(log_softmax)
-        stored = constants(quantize(model, {"states": 30.0, "embedded": 20.0}))
+        stored = constants(quantize(model, RANGES))
         assert stored["inner.static.scales"].shape == (HIDDEN,)
         weight = quantize_in_pairs(arrays["embedding"], has_one_scale=ends_in_it)
         wanted = weight.scales.max() if ends_in_it else weight.scales
@@ -421,12 +381,6 @@ def test_what_rounding_does_is_made_up_for_where_the_moments_are_known() -> None
     assert errors[1] < 0.5 * errors[0]
 
 
-def test_only_products_with_a_range_are_static() -> None:
-    stored = constants(quantize(tied_graph()[0], {"states": 30.0}))
-    assert {"inner.int8", "outer.int8", "embedding.T.static.int8", "embedding.int8"} <= set(stored)
-    assert not {"inner.static.int8", "embedding.T.int8"} & set(stored)
-
-
 def test_a_gemm_may_be_laid_out_either_way_and_have_no_bias() -> None:
     matrix, x = random_floats(WIDTH, HIDDEN), random_floats(4, WIDTH, seed=1)
     for is_transposed in (False, True):
@@ -434,24 +388,27 @@ def test_a_gemm_may_be_laid_out_either_way_and_have_no_bias() -> None:
         model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = HIDDEN
         model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = WIDTH
         model.graph.node[0].CopyFrom(helper.make_node("Gemm", ["x", "w"], ["y"], transB=int(is_transposed)))
-        assert_close(open_session(quantize(model)).run(None, {"x": x})[0], integer_product(x, matrix))
+        (found,) = open_session(quantize(model, {"x": 2.54})).run(None, {"x": x})
+        no_bias = np.zeros(HIDDEN, np.float32)
+        assert_close(found, integer_product(activation_bytes(x, 2.54), 128, 0.02, matrix, no_bias))
 
 
 def test_a_product_that_others_read_keeps_its_name() -> None:
     model, arrays = tied_graph()
     model.graph.output.append(helper.make_tensor_value_info("negative", TensorProto.FLOAT, ["B", HIDDEN]))
     model.graph.node.append(helper.make_node("Neg", ["product"], ["negative"]))
-    quantized = quantize(model)
+    quantized = quantize(model, RANGES)
     onnx.checker.check_model(quantized)
     embedded, active, *_, negative = run(quantized, [3, 1])
-    assert_close(-negative, integer_product(embedded, arrays["inner"]))  # without the bias
-    assert_close(active, np.maximum(integer_product(embedded, arrays["inner"], arrays["inner_bias"]), 0))
+    data, step = activation_bytes(embedded, RANGES["embedded"]), RANGES["embedded"] / 127
+    assert_close(-negative, integer_product(data, 128, step, arrays["inner"], np.zeros(HIDDEN, np.float32)))
+    hidden = integer_product(data, 128, step, arrays["inner"], arrays["inner_bias"])
+    assert_close(active, np.maximum(hidden, 0))
 
 
-@pytest.mark.parametrize("ranges", [{}, {"embedded": 20.0, "active": 50.0, "states": 30.0}], ids=["by rows", "static"])
 @pytest.mark.parametrize("num_threads", [1, 2])
-def test_a_row_has_the_same_bits_alone_as_in_company(num_threads: int, ranges: dict[str, float]) -> None:
-    quantized = quantize(tied_graph()[0], ranges)
+def test_a_row_has_the_same_bits_alone_as_in_company(num_threads: int) -> None:
+    quantized = quantize(tied_graph()[0], RANGES)
     together = run(quantized, list(range(ROWS)), num_threads)
     for ids in ([0], [23], [7, 3], list(range(5)), list(range(10, 23)), list(range(ROWS))[::-1]):
         for found, wanted in zip(run(quantized, ids, num_threads), together, strict=True):
@@ -462,5 +419,16 @@ def test_a_row_has_the_same_bits_alone_as_in_company(num_threads: int, ranges: d
 def test_a_product_with_factors_is_refused(attribute: str, value: float) -> None:
     model, _ = tied_graph()
     model.graph.node[-1].attribute.append(helper.make_attribute(attribute, value))
-    with pytest.raises(QuantizeError, match="plain product"):
-        quantize(model)
+    with pytest.raises(QuantizeError, match=f"plain product, but `logits` has .*'{attribute}': {value}"):
+        quantize(model, RANGES)
+
+
+def test_all_that_has_no_range_is_named_at_once() -> None:
+    model, _ = tied_graph()
+    model.graph.node[-1].attribute.append(helper.make_attribute("alpha", 0.5))
+    with pytest.raises(QuantizeError) as refused:
+        quantize(model, {"active": 50.0, "hidden": 50.0})
+    assert "these have none: `product` (of `embedded`), `logits` (of `states`)." in str(refused.value)
+    assert "`logits` has" in str(refused.value)  # beside the other fault
+    with pytest.raises(QuantizeError, match=re.escape("none: `y` (of `x`).")):
+        quantize(attention_model(24, 3)[0], {"y": 1.0})
