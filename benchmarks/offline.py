@@ -104,7 +104,7 @@ class Offline:
     def measure(self, number: int, case: Case, peer: Peer, setting: Setting) -> Measurement:
         """One round of one case."""
         process = self._process(peer, case.model, setting)
-        time.sleep(REST_SECONDS)
+        time.sleep(REST_SECONDS)  # nothing tells when another process's threads have stopped looking out for work
         answer = process.translate(self._request(case, case.num_sentences))
         tokens = sum(len(target) for target in answer.targets)
         return Measurement(round=number, case=case, peer=peer, seconds=answer.seconds, tokens=tokens)

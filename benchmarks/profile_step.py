@@ -288,6 +288,7 @@ def measure(bundle: Bundle, sources: Sequence[tuple[int, ...]], rounds: int) -> 
     plain = open_runner(bundle, graphs, running)
     cases = {}
     best_tokens = model_runner.best_tokens
+    # A function's place is taken by something that is called like it, for as long as the block lasts.
     model_runner.best_tokens = Timed(target=best_tokens, name="choice", into=running)  # type: ignore[assignment]
     try:
         for case in CASES:

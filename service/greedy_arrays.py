@@ -36,7 +36,7 @@ def advance_greedy(
     which = slice(0, store.num_rows) if rows is None else rows
     ids = outputs.candidate_ids[which, 0]  # [G]
     values = outputs.candidate_log_probabilities[which, 0]  # [G]
-    if not math.isfinite(values.sum()):
+    if not math.isfinite(values.sum(dtype=np.float64)):  # which no sum of finite float32 leaves
         return _advance_sound(store, rows, outputs, eos_id)
     lengths = store.append_each(which, ids, values)  # [G]
     asks: npt.NDArray[np.int64] = ((ids == eos_id) | (lengths >= store.looks[which])).nonzero()[0]

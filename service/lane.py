@@ -137,7 +137,8 @@ class Lane:
     ) -> None:
         """A hypothesis of `row` has ended with these tokens; `attention` where the lane keeps it."""
         normalized = search_score / len(target_ids) ** self.options.length_penalty
-        if self.options.coverage_penalty and attention is not None:
+        if self.options.coverage_penalty:
+            assert attention is not None
             normalized += self.options.coverage_penalty * coverage_term(attention)
         number = self.numbers.get(row, 0)
         self.ended.append(Ended(target_ids, log_probabilities, normalized, reason, attention, number))

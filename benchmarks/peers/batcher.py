@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 Translate = Callable[[list[list[str]], int], list[list[str]]]
 """Source tokens of a batch and the beam size to target tokens, in the same order; runs in a worker's thread."""
@@ -71,7 +72,7 @@ class Batcher:
             running = self._loop.run_in_executor(
                 self._threads, self._translate, [one.tokens for one in batch], batch[0].beam_size
             )
-            running.add_done_callback(lambda ended, batch=batch: self._hand_over(ended, batch))  # type: ignore[misc]
+            running.add_done_callback(partial(self._hand_over, batch))
 
     def _on_timer(self) -> None:
         self._timer = None
@@ -88,7 +89,7 @@ class Batcher:
         self._waiting = [one for one in self._waiting if id(one) not in taken]
         return batch
 
-    def _hand_over(self, ended: "asyncio.Future[list[list[str]]]", batch: list[Waiting]) -> None:
+    def _hand_over(self, batch: list[Waiting], ended: "asyncio.Future[list[list[str]]]") -> None:
         self._num_free += 1
         self._dispatch()  # first: the worker need not wait until the answers are made
         error = ended.exception()

@@ -272,12 +272,14 @@ def test_weights_are_stored_once_and_nothing_branches(exported: Exported) -> Non
     for name, modules in wanted.items():
         graph = exported.graphs[name].graph
         stored = sum(int(np.prod(tensor.dims)) for tensor in graph.initializer if len(tensor.dims) == 2)
-        parameters = {id(p): p.numel() for module in modules for p in module.parameters() if p.dim() == 2}
+        parameters: dict[int | str, int] = {
+            id(p): p.numel() for module in modules for p in module.parameters() if p.dim() == 2
+        }
         if name == DECODER_NAME:
             # Under pre-norm the projection takes in the last norm, and is the target embedding no more.
             own = "projection" if model.config.norm == "pre" else id(model.projection.weight)
             assert own in parameters or own == "projection" or not model.config.tied_projection
-            parameters[own] = model.projection.weight.numel()  # type: ignore[index]
+            parameters[own] = model.projection.weight.numel()
             cross = layers * 2 * width * width  # keys and values of the source are the encoder's business
             assert stored == sum(parameters.values()) - cross + model.positions.numel()
         else:

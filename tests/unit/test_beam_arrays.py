@@ -74,10 +74,7 @@ def all_at_once(search: Search, store: RowStore, lanes: list[Lane], outputs: Ste
 
 def ended(lane: Lane) -> list[object]:
     """What has ended, bit by bit."""
-    return [
-        each._replace(attention=None if each.attention is None else each.attention.tobytes())  # type: ignore[arg-type]
-        for each in lane.ended
-    ]
+    return [[value.tobytes() if isinstance(value, np.ndarray) else value for value in each] for each in lane.ended]
 
 
 def everything(store: RowStore, lane: Lane) -> list[object]:

@@ -6,6 +6,7 @@ import math
 import os
 import statistics
 import time
+from typing import Any
 
 import grpc.aio
 import pytest
@@ -108,7 +109,9 @@ class Server:
         self._num_calls = 0
         self._all_there = asyncio.Event()
 
-    async def translate(self, request: pb.TranslateTextRequest, context) -> pb.TranslateTextResponse:  # type: ignore[no-untyped-def]
+    async def translate(
+        self, request: pb.TranslateTextRequest, context: "grpc.aio.ServicerContext[Any, Any]"
+    ) -> pb.TranslateTextResponse:
         self._num_calls += 1
         if self._num_calls == self._together:
             self._all_there.set()

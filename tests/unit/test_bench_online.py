@@ -77,6 +77,7 @@ def test_goodput_is_where_the_latency_doubles(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(online_comparison, "processor_seconds", lambda _: 0.0)
     monkeypatch.setattr(online_comparison, "memory_bytes", lambda _: {"now": 1, "peak": 1})
     sides = [side("dragoman", 1), side("ctranslate2", 2)]
+    # The comparison asks a workload for messages and nothing else.
     result = compare(Comparison(sides, NoTexts(), SCENARIOS[0], EFFORT), EFFORT)  # type: ignore[arg-type]
     own, by_first, by_second = (result["goodput"][name] for name in ("own", "dragoman", "ctranslate2"))
 

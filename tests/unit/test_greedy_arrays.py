@@ -40,6 +40,16 @@ def test_where_all_numbers_are_broken_every_row_asks() -> None:
     assert store.lengths[:2].tolist() == [0, 0]
 
 
+def test_finite_numbers_whose_sum_is_not_are_sound() -> None:
+    store = new_store()
+    lanes = [enter(store, DecodingOptions(), limit=9) for _ in range(2)]
+    store.looks[:2] = 9
+    outputs = step_outputs([{8: -0.5}] * 2, num_candidates=1)
+    outputs.candidate_log_probabilities[:] = -3e38
+    assert advance_greedy(store, None, outputs, EOS_ID).size == 0
+    assert [store.target_ids(lane.rows[0]) for lane in lanes] == [[8], [8]]
+
+
 def test_rows_ask_for_a_look_at_loops_now_and_then_and_at_their_limit() -> None:
     store = new_store(max_target_tokens=100)
     (row,) = enter(store, DecodingOptions(), limit=90).rows
