@@ -17,7 +17,9 @@ from onnx import helper
 
 from export.quantize import product_inputs
 from service import graph_signature as names
-from service.graph_signature import LEAST_SLOTS, MASKED_SCORE, SOURCE_MULTIPLE
+from service.graph_signature import LEAST_SLOTS, SOURCE_MULTIPLE
+from service.lane_layout import LaneLayout
+from service.runner import StepInputs
 from service.tokenizer import PAD_ID
 
 INSIDE = 0.99
@@ -169,23 +171,23 @@ def _padded(batch: Sequence[Pair]) -> tuple[npt.NDArray[np.int64], npt.NDArray[n
     return source_ids, lengths
 
 
-def _lanes(source_lengths: npt.NDArray[np.int32], num_positions: int) -> Arrays:
-    """The lane inputs of one row a lane: see `service.graph_signature.LANE_INPUTS`."""
+def _lanes(source_lengths: npt.NDArray[np.int32], slot_length: int) -> Arrays:
+    """The lane inputs of one row a lane, in slots of `slot_length` positions."""
     rows = np.arange(len(source_lengths))
-    slot_rows = np.zeros((len(rows), LEAST_SLOTS, 2), np.int64)  # [N,Q,2]
-    slot_rows[:, :, 0] = rows[:, None]
-    row_slots = np.zeros((len(rows), 1, 2), np.int64)  # [B,1,2]
-    row_slots[:, 0, 0] = rows
-    is_source = np.arange(num_positions) < source_lengths[:, None]  # [N,P]
-    bias = np.where(is_source, np.float32(0), np.float32(MASKED_SCORE))[:, None, None]  # [N,1,1,P]
-    return {
-        "slot_rows": slot_rows,
-        "row_slots": row_slots,
-        "queries_per_lane": np.ones(len(rows), np.int32),
-        "last_positions": source_lengths,
-        "num_positions": np.array([num_positions], np.int32),
-        "source_bias": np.repeat(bias, LEAST_SLOTS, axis=2),  # [N,1,Q,P]
-    }
+    layout = LaneLayout(max_rows=len(rows), slot_length=slot_length)
+    layout.arrange(
+        StepInputs(
+            target_ids=np.zeros(len(rows), np.int64),
+            past_lengths=np.zeros(len(rows), np.int32),
+            row_lanes=rows,
+            row_places=np.zeros(len(rows), np.int64),
+            source_lengths=source_lengths,
+            rows_per_lane=np.ones(len(rows), np.int32),
+            num_candidates=1,
+            with_attention=False,
+        )
+    )
+    return dict(layout.inputs())
 
 
 def _caches(encoded: Sequence[npt.NDArray[np.float32]], num_target_positions: int) -> Arrays:
