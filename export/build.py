@@ -17,7 +17,8 @@ import onnx
 import torch
 
 from export.bundle_writer import new_directory, seal
-from export.calibrate import Pair, calibrate_decoder, calibrate_encoder, decoder_channel_ranges
+from export.cache_bytes import decoder_with_byte_caches, encoder_with_byte_caches
+from export.calibrate import Pair, cache_ranges, calibrate_decoder, calibrate_encoder, decoder_channel_ranges
 from export.candidates_graph import candidates_to_onnx
 from export.config import ExportConfig, ExportError
 from export.quantize import BITS, MICROSOFT, OPERATOR, QuantizeError, quantize
@@ -39,6 +40,7 @@ MAX_PAIRS_OF_CHANNELS = 256
 """Pairs of sentences on which the channels of the decoder's activations are found."""
 
 Precision = Literal["fp32", "int8"]
+_CACHE_DTYPES: dict[Precision, str] = {"fp32": "float32", "int8": "int8"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,11 +149,16 @@ def int8_graphs(graphs: Mapping[str, onnx.ModelProto], pairs: Sequence[Pair]) ->
     smoothed = smooth(decoder, decoder_channel_ranges(encoder, decoder, few))
     for_encoder = calibrate_encoder(encoder, [source for source, _ in pairs])
     for_decoder = calibrate_decoder(encoder, smoothed, pairs)
+    for_caches = cache_ranges(encoder, decoder, pairs)
     try:
         return {
             **graphs,
-            ENCODER_NAME: quantize(encoder, for_encoder.ranges, for_encoder.moments),
-            DECODER_NAME: quantize(smoothed, for_decoder.ranges, for_decoder.moments),
+            ENCODER_NAME: quantize(
+                encoder_with_byte_caches(encoder, for_caches), for_encoder.ranges, for_encoder.moments
+            ),
+            DECODER_NAME: quantize(
+                decoder_with_byte_caches(smoothed, for_caches), for_decoder.ranges, for_decoder.moments
+            ),
         }
     except QuantizeError as error:
         raise ExportError("int8", [str(error)]) from error
@@ -180,7 +187,7 @@ def write_bundle(
             precision=precision,
             recipe=_recipe(precision),
             architecture=architecture,
-            signature=GraphSignature.of(architecture),
+            signature=GraphSignature.of(architecture, _CACHE_DTYPES[precision]),
             alignment_layer=_alignment_layer(config.alignment_layer, architecture),
             decoding=config.decoding,
             files={},
@@ -214,6 +221,7 @@ def _recipe(precision: Precision) -> Recipe:
         activations="int8: one scale a product",
         embedding="int8, one scale a token",
         opset=OPSET,
+        caches="int8: one scale a channel",
     )
 
 

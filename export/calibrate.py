@@ -27,6 +27,9 @@ INSIDE = 0.99
 the sake of a few values; those that lie outside are cut off at its ends. Measured in docs/decisions/0004 and 0007."""
 INSIDE_CHANNEL = 0.999
 """Share of the positions at which a channel lies within its own range."""
+CACHE_HEADROOM = 1.2
+"""What cached keys and values are given beyond the largest that was seen: other sentences have larger ones, and they
+bear coarser steps better than being cut off (docs/decisions/0009)."""
 MAX_ROWS = 32
 """Sentences that are run together."""
 
@@ -56,20 +59,42 @@ def calibrate_encoder(encoder: onnx.ModelProto, sources: Iterable[Sequence[int]]
 
 def calibrate_decoder(encoder: onnx.ModelProto, decoder: onnx.ModelProto, pairs: Iterable[Pair]) -> Calibration:
     """The same of the fp32 decoder, which reads the target of every pair token by token; there must be at least one."""
-    return _calibration(_decoder_activations(encoder, decoder, pairs))
+    return _calibration(_decoder_activations(encoder, decoder, product_inputs(decoder), pairs))
 
 
 def decoder_channel_ranges(
     encoder: onnx.ModelProto, decoder: onnx.ModelProto, pairs: Iterable[Pair]
 ) -> dict[str, npt.NDArray[np.float32]]:
     """The range of every channel [D] of the decoder's activations, by name. All are held: a few hundred pairs do."""
+    return _channel_ranges(_decoder_activations(encoder, decoder, product_inputs(decoder), pairs), INSIDE_CHANNEL)
+
+
+def cache_ranges(
+    encoder: onnx.ModelProto, decoder: onnx.ModelProto, pairs: Iterable[Pair]
+) -> dict[str, npt.NDArray[np.float32]]:
+    """The range of every channel [D] of cached keys and values, by the decoder's cache inputs."""
+    held = list(pairs)
+    found = _channel_ranges(_encoded(encoder, (source for source, _ in held)), 1.0)
+    projections = {  # queries, keys and values [3*D] of the target's self-attention, by its layer
+        i: node.input[0]
+        for node in decoder.graph.node
+        for i in range(len(found) // 2)
+        if node.op_type == "GroupQueryAttention" and node.input[3] == names.past_key_self(i)
+    }
+    projected = _channel_ranges(_decoder_activations(encoder, decoder, list(projections.values()), held), 1.0)
+    for i, name in projections.items():
+        _, found[names.past_key_self(i)], found[names.past_value_self(i)] = np.split(projected[name], 3)
+    return {name: largest * np.float32(CACHE_HEADROOM) for name, largest in found.items()}
+
+
+def _channel_ranges(batches: Iterable[Arrays], inside: float) -> dict[str, npt.NDArray[np.float32]]:
+    """What the share `inside` of the positions of every channel [D] lie within."""
     found: dict[str, list[npt.NDArray[np.float32]]] = {}
-    for activations in _decoder_activations(encoder, decoder, pairs):
+    for activations in batches:
         for name, values in activations.items():
             found.setdefault(name, []).append(np.abs(values))
     return {
-        name: np.quantile(np.concatenate(values), INSIDE_CHANNEL, axis=0).astype(np.float32)
-        for name, values in found.items()
+        name: np.quantile(np.concatenate(values), inside, axis=0).astype(np.float32) for name, values in found.items()
     }
 
 
@@ -90,18 +115,30 @@ def _calibration(batches: Iterable[Arrays]) -> Calibration:
 
 def _encoder_activations(encoder: onnx.ModelProto, sources: Iterable[Sequence[int]]) -> Iterator[Arrays]:
     """The activations before the products of a batch, [positions,D] by name."""
-    watched = _Watched(encoder)
+    watched = _Watched(encoder, product_inputs(encoder))
     for batch in _batches((source, ()) for source in sources):
         source_ids, source_lengths = _padded(batch)
         is_inside = np.arange(source_ids.shape[1]) < source_lengths[:, None]  # [B,S]
         yield watched.run([], {"source_ids": source_ids, "source_lengths": source_lengths}, is_inside)[0]
 
 
+def _encoded(encoder_model: onnx.ModelProto, sources: Iterable[Sequence[int]]) -> Iterator[Arrays]:
+    """What the encoder puts out for a batch, [positions,D] by name."""
+    encoder = _open(encoder_model)
+    outputs = [output.name for output in encoder.get_outputs()]
+    for batch in _batches((source, ()) for source in sources):
+        source_ids, source_lengths = _padded(batch)
+        is_inside = np.arange(source_ids.shape[1]) < source_lengths[:, None]  # [B,S]
+        found = encoder.run(outputs, {"source_ids": source_ids, "source_lengths": source_lengths})  # [B,H,S,K]
+        by_position = [values.transpose(0, 2, 1, 3)[is_inside] for values in found]  # [positions,H,K]
+        yield {name: values.reshape(len(values), -1) for name, values in zip(outputs, by_position, strict=True)}
+
+
 def _decoder_activations(
-    encoder_model: onnx.ModelProto, decoder: onnx.ModelProto, pairs: Iterable[Pair]
+    encoder_model: onnx.ModelProto, decoder: onnx.ModelProto, wanted: Sequence[str], pairs: Iterable[Pair]
 ) -> Iterator[Arrays]:
-    """The same of one step of a batch."""
-    encoder, watched = _open(encoder_model), _Watched(decoder)
+    """The `wanted` activations of one step of a batch, [positions,D] by name."""
+    encoder, watched = _open(encoder_model), _Watched(decoder, wanted)
     layers = range(len(encoder.get_outputs()) // 2)
     for batch in _batches(pairs):
         source_ids, source_lengths = _padded(batch)
@@ -122,10 +159,10 @@ def _decoder_activations(
 
 
 class _Watched:
-    """An fp32 graph that also tells the activations before its products."""
+    """An fp32 graph that also tells some of its activations."""
 
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self._names = product_inputs(model)
+    def __init__(self, model: onnx.ModelProto, wanted: Sequence[str]) -> None:
+        self._names = wanted
         graph = onnx.ModelProto()
         graph.CopyFrom(model)
         for name in self._names:

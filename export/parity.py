@@ -6,16 +6,19 @@ The graphs run through `service.model_runner`, so what is compared is what will 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import torch
 from torch import Tensor
 
+from export.cache_bytes import cache_scales
 from export.validation import ValidationSet
 from service.bundle import Bundle
+from service.graph_signature import cross_key, cross_value
 from service.manifest import Tie, TokenParity, ValueParity
 from service.model_runner import OnnxModelRunner
 from service.runner import EncodedSource, StepInputs, StepOutputs
@@ -64,11 +67,11 @@ def open_value_runner(bundle: Bundle, num_threads: int) -> OnnxModelRunner:
     )
 
 
-def compare_values(model: Transformer, runner: OnnxModelRunner, target_tokens: int, precision: str) -> ValueComparison:
-    """Runs random sources and random forced targets through both, rows joining at different steps.
-
-    `runner` is one of `open_value_runner`.
-    """
+def compare_values(model: Transformer, bundle: Bundle, num_threads: int) -> ValueComparison:
+    """Runs random sources and random forced targets through both, rows joining at different steps."""
+    runner = open_value_runner(bundle, num_threads)
+    target_tokens = bundle.architecture.target_tokens
+    scales = cache_scales(onnx.load(bundle.decoder_path))
     generator = np.random.default_rng(0)
     num_steps = min(NUM_STEPS, runner.max_target_tokens - 2)
     encoder, decoder, shapes = _Difference(), _Difference(), []
@@ -80,10 +83,10 @@ def compare_values(model: Transformer, runner: OnnxModelRunner, target_tokens: i
         targets[:, 0] = BOS_ID
         encoded = runner.encode(sources).sources
         with torch.inference_mode():
-            _compare_encoder(model, sources, encoded, encoder)
+            _compare_encoder(model, sources, encoded, scales, encoder)
             expected = torch_log_probabilities(model, sources, torch.from_numpy(targets), target_tokens)  # [B,T+2,V]
         _compare_decoder(runner, encoded, targets, expected, decoder)
-    tolerance = TOLERANCES[precision]
+    tolerance = TOLERANCES[bundle.manifest.precision]
     return ValueComparison(
         encoder=ValueParity(shapes=tuple(shapes), tolerance=tolerance, max_difference=encoder.share),
         decoder=ValueParity(shapes=tuple(shapes), tolerance=tolerance, max_difference=decoder.share),
@@ -110,15 +113,21 @@ class _Difference:
 
 
 def _compare_encoder(
-    model: Transformer, sources: Sequence[list[int]], encoded: Sequence[EncodedSource], difference: _Difference
+    model: Transformer,
+    sources: Sequence[list[int]],
+    encoded: Sequence[EncodedSource],
+    scales: Mapping[str, npt.NDArray[np.float32]],
+    difference: _Difference,
 ) -> None:
     for source, found in zip(sources, encoded, strict=True):
         states = model.encode(torch.tensor([source]), torch.tensor([len(source)]))  # [1,S,D]
         for index, layer in enumerate(model.decoder.layers):
             assert isinstance(layer, DecoderLayer)
             keys, values = layer.cross_attention.project_keys_values(states)  # [1,H,S,K]
-            for kind, expected in enumerate((keys, values)):
-                difference.add(found.payload[index, kind, :, : len(source)], expected[0].numpy())
+            for kind, (name, expected) in enumerate(((cross_key(index), keys), (cross_value(index), values))):
+                _, heads, _, width = expected.shape
+                scale = scales[name].reshape(heads, 1, width) if name in scales else np.float32(1)
+                difference.add(found.payload[index, kind, :, : len(source)] * scale, expected[0].numpy())
 
 
 def torch_log_probabilities(

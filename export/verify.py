@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from export.config import ExportError, VerifyConfig
 from export.decoding import decode_by_engine, decode_by_torch, open_runner
-from export.parity import ValueComparison, compare_tokens, compare_values, open_value_runner
+from export.parity import ValueComparison, compare_tokens, compare_values
 from export.quality import lost_bleu, score_sets
 from export.same_bytes import check_same_bytes
 from export.validation import ValidationSet
@@ -93,8 +93,7 @@ def verify(
 def _values(model: Transformer, bundle: Bundle, config: VerifyConfig, problems: list[str]) -> ValueComparison | None:
     """Numbers at odd shapes; None with a problem where the graphs do not run."""
     try:
-        runner = open_value_runner(bundle, config.num_threads)
-        values = compare_values(model, runner, bundle.architecture.target_tokens, bundle.manifest.precision)
+        values = compare_values(model, bundle, config.num_threads)
     except (ExportError, ModelRunnerError) as error:
         _add_once(problems, str(error))
         return None

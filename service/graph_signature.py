@@ -41,6 +41,9 @@ MASKED_SCORE = -1.0e30
 VOCABULARY_MULTIPLE = 8
 """The target vocabulary of the graph is padded to a multiple of this."""
 
+CACHE_DTYPES = ("float32", "int8")
+"""What cached keys and values may be: as they are, or as bytes of which the decoder's graph knows the scales."""
+
 
 class NodeArgument(Protocol):
     """One input or output as an ONNX Runtime session describes it."""
@@ -115,7 +118,7 @@ class TensorSignature:
     name: str
     """The tensor's name."""
     dtype: str
-    """NumPy's name of the element type: int64, int32 or float32."""
+    """NumPy's name of the element type: int64, int32, int8 or float32."""
     axes: tuple[int | str, ...]
     """An axis is a number, or the letter of a dynamic one."""
 
@@ -130,7 +133,7 @@ class TensorSignature:
         return found
 
 
-_ONNX_TYPES = {"int64": "int64", "int32": "int32", "float32": "float"}
+_ONNX_TYPES = {"int64": "int64", "int32": "int32", "int8": "int8", "float32": "float"}
 
 LANE_INPUTS = (
     TensorSignature(name="slot_rows", dtype="int64", axes=("N", "Q", 2)),
@@ -171,16 +174,16 @@ class GraphSignature:
     """`candidate_ids`, `candidate_log_probabilities` [B,C], best first, equal ones in the order of their ids."""
 
     @classmethod
-    def of(cls, architecture: Architecture) -> GraphSignature:
-        """The signature that graphs of this architecture must have."""
+    def of(cls, architecture: Architecture, cache_dtype: str = "float32") -> GraphSignature:
+        """The signature that graphs of this architecture must have; `cache_dtype` is one of `CACHE_DTYPES`."""
         heads, head_width = architecture.heads, architecture.head_width
         layers = range(architecture.decoder_layers)
 
         def self_cache(name: str) -> TensorSignature:
-            return TensorSignature(name=name, dtype="float32", axes=("B", heads, "M", head_width))
+            return TensorSignature(name=name, dtype=cache_dtype, axes=("B", heads, "M", head_width))
 
         def cross_cache(name: str, rows: str = "N") -> TensorSignature:
-            return TensorSignature(name=name, dtype="float32", axes=(rows, heads, "S", head_width))
+            return TensorSignature(name=name, dtype=cache_dtype, axes=(rows, heads, "S", head_width))
 
         log_probabilities = TensorSignature(
             name="log_probabilities", dtype="float32", axes=("B", architecture.target_vocabulary)
@@ -217,6 +220,11 @@ class GraphSignature:
                 TensorSignature(name="candidate_log_probabilities", dtype="float32", axes=("B", "C")),
             ),
         )
+
+    @property
+    def cache_dtype(self) -> str:
+        """What the cached keys and values are, one of `CACHE_DTYPES`."""
+        return self.encoder_outputs[0].dtype
 
     def check_encoder(self, inputs: Sequence[NodeArgument], outputs: Sequence[NodeArgument]) -> list[str]:
         """How an encoder session's inputs and outputs differ from this signature, one sentence each."""

@@ -11,6 +11,7 @@ What a row or lane held before is never cleared: attention reads its own positio
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,17 +29,26 @@ def round_up(length: int, multiple: int = SOURCE_MULTIPLE) -> int:
 
 
 class KeyValueSlab:
-    """Caches of `max_rows` rows (self-attention) and lanes (cross-attention), float32."""
+    """Caches of `max_rows` rows (self-attention) and lanes (cross-attention)."""
 
     def __init__(
-        self, architecture: Architecture, *, max_rows: int, max_source_tokens: int, max_target_tokens: int
+        self,
+        architecture: Architecture,
+        *,
+        max_rows: int,
+        max_source_tokens: int,
+        max_target_tokens: int,
+        dtype: npt.DTypeLike = np.float32,
     ) -> None:
+        """`dtype`: of keys and values, as in the graphs' signature."""
         layers, heads, head_width = architecture.decoder_layers, architecture.heads, architecture.head_width
         self._layers = layers
         # Untouched pages cost nothing, which keeps an idle service small.
-        self._self = lazy_zeros((layers, 2, max_rows, heads, round_up(max_target_tokens), head_width))  # [L,2,R,H,M,K]
+        self._self = lazy_zeros(
+            (layers, 2, max_rows, heads, round_up(max_target_tokens), head_width), dtype
+        )  # [L,2,R,H,M,K]
         self._cross = lazy_zeros(
-            (layers, 2, max_rows, heads, round_up(max_source_tokens) + SPARE_POSITIONS, head_width)
+            (layers, 2, max_rows, heads, round_up(max_source_tokens) + SPARE_POSITIONS, head_width), dtype
         )  # [L,2,R,H,S,K]
 
     @property
@@ -58,7 +68,7 @@ class KeyValueSlab:
         length: int = self._cross.shape[4]
         return length
 
-    def place(self, lane: int, cross: npt.NDArray[np.float32], source_length: int) -> None:
+    def place(self, lane: int, cross: npt.NDArray[Any], source_length: int) -> None:
         """Copies an encoded source into a lane.
 
         Args:
@@ -76,7 +86,7 @@ class KeyValueSlab:
         """Copies target positions `start`..`stop`-1 of a row onto another row."""
         self._self[:, :, target_row, :, start:stop] = self._self[:, :, source_row, :, start:stop]
 
-    def inputs(self, num_rows: int, num_lanes: int) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
+    def inputs(self, num_rows: int, num_lanes: int) -> Iterator[tuple[str, npt.NDArray[Any]]]:
         """The decoder's cache inputs by name: views of the first rows and lanes, each one contiguous buffer."""
         for i in range(self._layers):
             yield names.past_key_self(i), self._self[i, KEY, :num_rows]
@@ -84,7 +94,7 @@ class KeyValueSlab:
             yield names.cross_key(i), self._cross[i, KEY, :num_lanes]
             yield names.cross_value(i), self._cross[i, VALUE, :num_lanes]
 
-    def outputs(self, num_rows: int, num_lanes: int) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
+    def outputs(self, num_rows: int, num_lanes: int) -> Iterator[tuple[str, npt.NDArray[Any]]]:
         """The decoder's cache outputs by name: the same buffers as the inputs, written in place."""
         for i in range(self._layers):
             yield names.present_key_self(i), self._self[i, KEY, :num_rows]

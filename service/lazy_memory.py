@@ -9,16 +9,17 @@ from __future__ import annotations
 import contextlib
 import math
 import mmap
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 
-def lazy_zeros(shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    """A float32 array of `shape`, zero, in address space of its own."""
+def lazy_zeros(shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
+    """An array of `shape` and `dtype`, zero, in address space of its own."""
     size = math.prod(shape)
-    memory = mmap.mmap(-1, max(size, 1) * 4, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory = mmap.mmap(-1, max(size, 1) * np.dtype(dtype).itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_NOHUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without huge pages
             memory.madvise(mmap.MADV_NOHUGEPAGE)
-    return np.frombuffer(memory, np.float32, size).reshape(shape)
+    return np.frombuffer(memory, dtype, size).reshape(shape)

@@ -11,13 +11,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from service.graph_signature import Architecture, GraphSignature
+from service.graph_signature import CACHE_DTYPES, Architecture, GraphSignature
 from service.options import DecodingOptions
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Newest format of a bundle that this build reads, and the one it writes."""
 OLDEST_FORMAT_VERSION = 2
 """Oldest format that this build reads: version 1 was never released."""
+FIRST_VERSION_WITH_BYTE_CACHES = 3
+"""Before it, cached keys and values were float32."""
 
 
 class ManifestError(ValueError):
@@ -52,6 +54,8 @@ class Recipe:
     """How the embedding tables are stored."""
     opset: int
     """ONNX opset of both graphs."""
+    caches: str = "float32"
+    """How cached keys and values are stored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,7 +307,10 @@ class Manifest:
                 f"`alignment_layer` must be between 0 and {manifest.architecture.decoder_layers - 1}, "
                 f"but is {manifest.alignment_layer}."
             )
-        if not problems and manifest.signature != GraphSignature.of(manifest.architecture):
+        dtypes = CACHE_DTYPES if version >= FIRST_VERSION_WITH_BYTE_CACHES else ("float32",)
+        if not problems and manifest.signature not in [
+            GraphSignature.of(manifest.architecture, each) for each in dtypes
+        ]:
             problems.append("`signature` must be that of `architecture`, but is not.")
         if problems:
             raise ManifestError(problems)

@@ -45,7 +45,7 @@ class _EncoderBinding:
     """[B,S]."""
     source_lengths: npt.NDArray[np.int32]
     """[B]."""
-    cross: npt.NDArray[np.float32]
+    cross: npt.NDArray[Any]
     """[L,2,B,H,S,K]."""
 
 
@@ -106,11 +106,13 @@ class OnnxModelRunner:
         if graphs is None:
             graphs = open_graphs(bundle, num_threads=num_threads)
         self._encoder, self._decoder, self._candidates = graphs.encoder, graphs.decoder, graphs.candidates
+        self._cache_dtype = np.dtype(bundle.signature.cache_dtype)
         self._slab = KeyValueSlab(
             architecture,
             max_rows=max_rows,
             max_source_tokens=max_source_tokens,
             max_target_tokens=max_target_tokens,
+            dtype=self._cache_dtype,
         )
         slot_length = self._slab.source_slot_length
         self._layout = LaneLayout(max_rows=max_rows, slot_length=slot_length)
@@ -180,7 +182,7 @@ class OnnxModelRunner:
                     encoded[index] = EncodedSource(lengths[index], cross[:, :, position])  # [L,2,H,S,K]
         return EncodedBatch(sources=encoded, num_tokens=sum(lengths), num_padded_tokens=num_padded)
 
-    def _encode_run(self, sources: list[Ids[int]], padded_length: int, *, may_keep: bool) -> npt.NDArray[np.float32]:
+    def _encode_run(self, sources: list[Ids[int]], padded_length: int, *, may_keep: bool) -> npt.NDArray[Any]:
         """Cross keys and values [L,2,B,H,S,K] of sources of one rounded length.
 
         With `may_keep` they may lie in buffers that the next call of `encode` writes over.
@@ -208,7 +210,7 @@ class OnnxModelRunner:
             binding=self._encoder.io_binding(),
             source_ids=np.empty((num_rows, padded_length), np.int64),
             source_lengths=np.empty(num_rows, np.int32),
-            cross=np.empty((layers, 2, num_rows, heads, padded_length, head_width), np.float32),
+            cross=np.empty((layers, 2, num_rows, heads, padded_length, head_width), self._cache_dtype),
         )
         _bind_input(bound.binding, "source_ids", bound.source_ids)
         _bind_input(bound.binding, "source_lengths", bound.source_lengths)

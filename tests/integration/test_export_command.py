@@ -21,7 +21,7 @@ from export.config import ExportConfig, VerifyConfig, parse_validation
 from export.parity import compare_tokens
 from export.validation import Sentence, ValidationSet
 from service.bundle import DECODER_NAME, ENCODER_NAME, load_bundle
-from service.manifest import DecodingDefaults
+from service.manifest import FORMAT_VERSION, OLDEST_FORMAT_VERSION, DecodingDefaults
 from service.model_runner import OnnxModelRunner
 from service.runner import StepInputs, StepOutputs
 from tests.data.record_tokens import translate_tokens
@@ -330,8 +330,10 @@ def test_a_tie_is_listed_and_a_difference_is_not_called_a_tie(toy: Path) -> None
     assert "position 1 on" in comparison.differing[0]
 
 
-def test_the_bundle_of_format_version_2_translates_as_when_it_was_made() -> None:
+@pytest.mark.parametrize("version", range(OLDEST_FORMAT_VERSION, FORMAT_VERSION + 1))
+def test_a_bundle_of_every_format_version_translates_as_when_it_was_made(version: int) -> None:
     data = Path(__file__).parents[1] / "data"
-    recorded = json.loads((data / "bundle-v2.tokens.json").read_text(encoding="utf-8"))
+    recorded = json.loads((data / f"bundle-v{version}.tokens.json").read_text(encoding="utf-8"))
     assert len(recorded) > 20
-    assert translate_tokens(data / "bundle-v2", list(recorded)) == recorded
+    assert load_bundle(data / f"bundle-v{version}").manifest.format_version == version
+    assert translate_tokens(data / f"bundle-v{version}", list(recorded)) == recorded

@@ -122,8 +122,8 @@ def test_a_path_that_is_not_plain_is_refused(bundle: Path, path: str) -> None:
 
 
 def test_a_newer_format_is_refused_and_nothing_else_is_said_of_it(bundle: Path) -> None:
-    rewrite(bundle, lambda fields: fields.update(format_version=3, unheard_of=True))
-    assert problems_of(bundle) == ["format version 3 is newer than this build reads (2)"]
+    rewrite(bundle, lambda fields: fields.update(format_version=4, unheard_of=True))
+    assert problems_of(bundle) == ["format version 4 is newer than this build reads (3)"]
 
 
 def test_an_older_format_is_refused_and_nothing_else_is_said_of_it(bundle: Path) -> None:

@@ -41,10 +41,32 @@ def problems_of(fields: dict[str, Any]) -> list[str]:
     return caught.value.problems
 
 
-def test_written_and_read_back_is_the_same() -> None:
+def test_written_and_read_back_is_the_same(fields: dict[str, Any]) -> None:
     manifest = Manifest.from_json(FIXTURE.read_text(encoding="utf-8"))
     assert Manifest.from_json(manifest.to_json()) == manifest
-    assert manifest.to_json() == FIXTURE.read_text(encoding="utf-8")
+    fields["recipe"]["caches"] = "float32"  # which bundles made before there were others do not say
+    assert manifest.to_json() == json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
+
+
+def test_caches_are_floats_or_bytes_all_of_them(fields: dict[str, Any]) -> None:
+    caches = [
+        tensor
+        for tensors in fields["signature"].values()
+        for tensor in tensors
+        if tensor["name"].startswith(("cross_", "past_key", "past_value", "present_"))
+    ]
+    assert len(caches) % 10 == 0  # two of a layer's come from the encoder, four go in and four out
+    assert len(caches) > 0
+    for tensor in caches:
+        tensor["dtype"] = "int8"
+    assert problems_of(fields) == ["`signature` must be that of `architecture`, but is not."]  # in version 2
+    fields["format_version"] = 3
+    assert Manifest.from_json(json.dumps(fields)).signature.cache_dtype == "int8"
+    caches[-1]["dtype"] = "float32"
+    assert problems_of(fields) == ["`signature` must be that of `architecture`, but is not."]
+    for tensor in caches:
+        tensor["dtype"] = "float16"
+    assert problems_of(fields) == ["`signature` must be that of `architecture`, but is not."]
 
 
 def test_every_problem_of_every_depth_is_reported(fields: dict[str, Any]) -> None:

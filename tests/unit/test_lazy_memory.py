@@ -26,6 +26,7 @@ def test_it_is_an_array_of_zeros_to_write_to() -> None:
     made[1] = 2.0
     assert made.sum() == 10.0
     assert lazy_zeros((0, 4)).shape == (0, 4)
+    assert (lazy_zeros((3, 5), np.int8).nbytes, lazy_zeros((3, 5), np.int8).dtype) == (15, np.int8)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
