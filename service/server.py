@@ -11,8 +11,7 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
-from importlib import metadata
+from collections.abc import Callable
 from typing import Any, TextIO
 
 import grpc
@@ -22,13 +21,13 @@ from grpc_reflection.v1alpha import reflection
 from service import logs
 from service.bundle import BundleError
 from service.config import Config
-from service.graphs import runtime_version
 from service.health import Health
 from service.metrics import Metrics, MetricsServer
 from service.models import ModelsError, load_models
-from service.pb.translation.v1 import translation_pb2 as pb
 from service.pb.translation.v1 import translation_pb2_grpc
+from service.ports import StartError, listen, listen_metrics
 from service.served_model import ServedModel
+from service.server_info import server_info
 from service.servicer import SERVICE_NAME, TranslationServicer
 from service.translator import Translator
 
@@ -39,10 +38,6 @@ EXIT_FAILED = 1
 _STOP_SECONDS = 0.2
 """How long the end waits for an engine's thread; one that hangs in a step ends with the process."""
 _HEALTH_NAME = "grpc.health.v1.Health"
-
-
-class StartError(RuntimeError):
-    """The server cannot start; the message says why."""
 
 
 def serve(config: Config, *, output: TextIO | None = None) -> int:
@@ -99,7 +94,7 @@ class Server:
         metrics_server: MetricsServer | None = None
         watch: asyncio.Task[None] | None = None
         try:
-            metrics_server = self._listen_metrics()
+            metrics_server, self._metrics_address = listen_metrics(self._config, self._metrics)
             first = await self._load()
             if first is None:
                 watch = asyncio.create_task(self.health.watch([model.loop for model in self._models]))
@@ -121,32 +116,15 @@ class Server:
     async def _listen(self) -> "grpc.aio.Server":
         """Starts gRPC: health answers, calls are told to come back."""
         await self.health.set_ready(False)
-        server = grpc.aio.server(options=channel_options(self._config))
+        server, self.address = await listen(self._config, self._add_services)
+        return server
+
+    def _add_services(self, server: "grpc.aio.Server") -> None:
         translation_pb2_grpc.add_TranslationServiceServicer_to_server(self.servicer, server)
         health_grpc.add_HealthServicer_to_server(self.health.servicer, server)
         if self._config.server.reflection:
             names = (SERVICE_NAME, _HEALTH_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, server)
-        address = self._config.server.address
-        try:
-            port = server.add_insecure_port(address)
-        except RuntimeError as error:
-            raise StartError(f"`address` must be free to listen on, but {address} is not.") from error
-        self.address = f"{address.rpartition(':')[0]}:{port}"
-        await server.start()
-        return server
-
-    def _listen_metrics(self) -> MetricsServer | None:
-        address = self._config.server.metrics_address
-        if not address:
-            return None
-        try:
-            self._metrics_address, server = self._metrics.serve(address)
-        except OSError as error:
-            raise StartError(
-                f"`metrics_address` must be free to listen on, but {address} is not: {error.strerror}."
-            ) from error
-        return server
 
     async def _load(self) -> signal.Signals | None:
         """Loads the models while the event loop answers health checks.
@@ -245,64 +223,3 @@ def in_daemon_thread(work: Callable[[], list[ServedModel]]) -> "asyncio.Future[l
 
     threading.Thread(target=run, name="load", daemon=True).start()
     return future
-
-
-def channel_options(config: Config) -> list[tuple[str, int]]:
-    """The options of the gRPC server."""
-    server = config.server
-    options = [
-        ("grpc.max_receive_message_length", server.max_message_bytes),
-        ("grpc.max_send_message_length", -1),  # bounded by what was asked for
-        ("grpc.keepalive_time_ms", round(server.keepalive_seconds * 1000)),
-        ("grpc.keepalive_timeout_ms", round(server.keepalive_timeout_seconds * 1000)),
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", round(server.min_ping_seconds * 1000)),
-        ("grpc.so_reuseport", 0),  # two servers on one address would share its calls unnoticed
-    ]
-    if server.max_connection_age_seconds:
-        options += [
-            ("grpc.max_connection_age_ms", round(server.max_connection_age_seconds * 1000)),
-            ("grpc.max_connection_age_grace_ms", round(server.max_connection_age_grace_seconds * 1000)),
-        ]
-    return options
-
-
-def server_info(config: Config, models: Sequence[ServedModel]) -> pb.GetServerInfoResponse:
-    """What GetServerInfo answers."""
-    return pb.GetServerInfoResponse(
-        version=distribution_version(),
-        models=[
-            pb.ModelInfo(
-                name=model.name,
-                digest=model.digest,
-                source_language_code=model.source_language,
-                target_language_code=model.target_language,
-                precision=model.precision,
-                is_same_bytes=model.is_same_bytes,
-                default_decoding_options=model.default_options,
-            )
-            for model in models
-        ],
-        limits=pb.Limits(
-            max_contents=config.limits.max_contents,
-            max_characters_per_item=config.limits.max_characters_per_item,
-            max_source_tokens_per_segment=min(model.max_source_tokens for model in models),
-            max_target_tokens_per_segment=min(model.max_target_tokens for model in models),
-            max_rows=config.engine.max_rows,
-            max_waiting_segments=config.limits.max_waiting_segments,
-            max_waiting_tokens=config.limits.max_waiting_tokens,
-            max_message_bytes=config.server.max_message_bytes,
-            max_beam_size=min(model.max_beam_size for model in models),
-        ),
-        runtime_version=runtime_version(),
-        provider=models[0].provider,
-        num_threads=models[0].num_threads,
-    )
-
-
-def distribution_version() -> str:
-    """The version that is installed; "unknown" when run from a folder that is not."""
-    try:
-        return metadata.version("dragoman")
-    except metadata.PackageNotFoundError:
-        return "unknown"
