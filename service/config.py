@@ -91,6 +91,8 @@ class LimitsConfig:
     """Source tokens that may wait, of all callers together. 100,000 characters have at most some 410,000."""
     retry_seconds: float = _setting(0.5, least=0.001)
     """When a refused caller is told to try again, at first; it grows with the work that waits."""
+    max_stream_stall_seconds: float = _setting(30.0, least=0.001)
+    """How long a message of a stream may wait for a client that does not read; then its call is ended."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,10 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from service.refusals import (
+    ClientNotReadingError,
     DeadlineError,
     InvalidRequestError,
+    MalformedMessageError,
     NotServedError,
     OverloadedError,
     UnavailableError,
@@ -85,6 +87,10 @@ def _invalid(error: InvalidRequestError) -> Failure:
     )
 
 
+def _malformed(error: MalformedMessageError) -> Failure:
+    return Failure(code=grpc.StatusCode.INVALID_ARGUMENT, reason="MALFORMED_MESSAGE", message=str(error))
+
+
 def _not_served(error: NotServedError) -> Failure:
     return Failure(
         code=grpc.StatusCode.NOT_FOUND,
@@ -122,6 +128,10 @@ def _deadline(error: DeadlineError) -> Failure:
     return Failure(code=grpc.StatusCode.DEADLINE_EXCEEDED, reason="DEADLINE_EXCEEDED", message=str(error))
 
 
+def _not_reading(error: ClientNotReadingError) -> Failure:
+    return Failure(code=grpc.StatusCode.ABORTED, reason="CLIENT_NOT_READING", message=str(error))
+
+
 def _spread(seconds: float) -> float:
     """A delay up to a quarter longer, so that callers refused together do not come back together."""
     return seconds * random.uniform(1.0, 1.25)
@@ -129,10 +139,12 @@ def _spread(seconds: float) -> float:
 
 TABLE: dict[type[Exception], Callable[..., Failure]] = {
     InvalidRequestError: _invalid,
+    MalformedMessageError: _malformed,
     NotServedError: _not_served,
     OverloadedError: _overloaded,
     UnavailableError: _unavailable,
     DeadlineError: _deadline,
+    ClientNotReadingError: _not_reading,
 }
 """Exception to answer; whatever is not here is INTERNAL."""
 

@@ -5,13 +5,14 @@ service's full name and "" say whether calls are taken.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from grpc_health.v1 import health, health_pb2
 
+from service.handlers import SERVICE_NAME
 from service.loop_group import LoopGroup
-from service.servicer import SERVICE_NAME
+from service.served_model import ServedModel
 
 LIVENESS = "liveness"
 READINESS = "readiness"
@@ -46,10 +47,10 @@ class Health:
         self._is_ready = is_ready
         await self._publish()
 
-    async def watch(self, loops: Sequence[LoopGroup]) -> None:
-        """Keeps the answers true to the engines until cancelled."""
+    async def watch(self, models: Callable[[], Sequence[ServedModel]]) -> None:
+        """Keeps the answers true to the engines of what `models` gives, as of each moment, until cancelled."""
         while True:
-            await self.look(loops)
+            await self.look([model.loop for model in models()])
             await asyncio.sleep(_LOOK_SECONDS)
 
     async def look(self, loops: Sequence[LoopGroup]) -> None:

@@ -55,6 +55,12 @@ class LoopGroup:
         return sum(loop.num_waiting_tokens for loop in self._loops)
 
     @property
+    def is_full(self) -> bool:
+        """Whether not even one more sequence could wait, as of about now."""
+        limits = self._loops[0].limits
+        return self.num_waiting >= limits.max_waiting_sequences or self.num_waiting_tokens >= limits.max_waiting_tokens
+
+    @property
     def num_consecutive_failures(self) -> int:
         """Failed steps in a row of the loop that has most."""
         return max(loop.num_consecutive_failures for loop in self._loops)

@@ -7,7 +7,7 @@ loop pays nothing for them. docs/behaviour.md lists what is here.
 
 import math
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, start_http_server
@@ -107,9 +107,9 @@ class Metrics:
         self._gauges = _Gauges(self)
         registry.register(self._gauges)
 
-    def observe_models(self, models: Sequence[ServedModel]) -> None:
-        """The models whose state the gauges show from now on."""
-        self._gauges.models = list(models)
+    def observe_models(self, models: Callable[[], Sequence[ServedModel]]) -> None:
+        """The gauges show the state of what `models` gives when the page is asked for, in whatever thread."""
+        self._gauges.models = models
 
     def observe_call(self, code: str, seconds: float) -> None:
         """A translate call ended with a status code (by its name) after `seconds`."""
@@ -192,7 +192,7 @@ class _Gauges(Collector):
     """What is read from the engines at the moment the page is asked for."""
 
     def __init__(self, metrics: Metrics) -> None:
-        self.models: list[ServedModel] = []
+        self.models: Callable[[], Sequence[ServedModel]] = tuple
         self._metrics = metrics
 
     def describe(self) -> Iterable[Metric]:
@@ -201,9 +201,9 @@ class _Gauges(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """The families as of now."""
-        yield from self._families(self.models)
+        yield from self._families(self.models())
 
-    def _families(self, models: list[ServedModel]) -> list[Metric]:
+    def _families(self, models: Sequence[ServedModel]) -> list[Metric]:
         loops = [model.loop for model in models]
         num_running = sum(loop.num_running for loop in loops)
         families = [

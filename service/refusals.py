@@ -27,6 +27,10 @@ class InvalidRequestError(ValueError):
         self.violations = violations
 
 
+class MalformedMessageError(ValueError):
+    """The bytes of a call are no request."""
+
+
 class NotServedError(LookupError):
     """Nothing here serves the model or the language pair that was asked for."""
 
@@ -65,3 +69,7 @@ class UnavailableError(RuntimeError):
 
 class DeadlineError(RuntimeError):
     """The call's deadline passed before it was answered."""
+
+
+class ClientNotReadingError(RuntimeError):
+    """The client of a stream does not read what it asked for."""

@@ -89,6 +89,9 @@ class Sequence:
     """Called by the same with target tokens that have become certain, in their order, each once; those that were not
     certain before the sequence ended come with the result."""
 
+    caller: str = ""
+    """Who asks for it; empty: anonymous."""
+
     is_cancelled: bool = False
     """Set through `EngineLoop.cancel` (or `Scheduler.cancel`): leave by the next step."""
     arrival: int = -1

@@ -9,9 +9,10 @@ from service.pb.translation.v1 import translation_pb2 as pb
 from service.tokenizer import Tokenizer
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ServedModel:
-    """A model that is loaded, proven and decoding."""
+    """A model that is loaded, proven and decoding. Compared and hashed by identity: while one takes the place of
+    another, there are two of one name."""
 
     name: str
     """Its name in requests."""

@@ -20,16 +20,15 @@ from grpc_reflection.v1alpha import reflection
 
 from service import logs
 from service.bundle import BundleError
+from service.catalog import CatalogView
 from service.config import Config
+from service.handlers import SERVICE_NAME, add_methods
 from service.health import Health
 from service.metrics import Metrics, MetricsServer
 from service.models import ModelsError, load_models
-from service.pb.translation.v1 import translation_pb2_grpc
 from service.ports import StartError, listen, listen_metrics
 from service.served_model import ServedModel
-from service.server_info import server_info
-from service.servicer import SERVICE_NAME, TranslationServicer
-from service.translator import Translator
+from service.servicer import TranslationServicer
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +70,8 @@ class Server:
         self._signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
         self.servicer = TranslationServicer(config, self._metrics, event_loop=asyncio.get_running_loop())
         """Answers the calls."""
-        self._models: list[ServedModel] = []
+        self._catalog = self.servicer.catalog
+        self._metrics.observe_models(lambda: self._catalog.models)
         self.address = config.server.address
         """Where it listens; the port is the real one once it does."""
         self._metrics_address = ""
@@ -97,7 +97,7 @@ class Server:
             metrics_server, self._metrics_address = listen_metrics(self._config, self._metrics)
             first = await self._load()
             if first is None:
-                watch = asyncio.create_task(self.health.watch([model.loop for model in self._models]))
+                watch = asyncio.create_task(self.health.watch(lambda: self._catalog.models))
                 await self.health.set_ready(True)
                 print(self._ready_line(), file=self._output, flush=True)
                 first = await self._signals.get()
@@ -108,7 +108,7 @@ class Server:
                 with contextlib.suppress(asyncio.CancelledError):
                     await watch
             await grpc_server.stop(0)
-            for model in self._models:
+            for model in self._catalog.in_use:
                 model.loop.stop(_STOP_SECONDS)
             if metrics_server is not None:
                 metrics_server.stop()
@@ -120,7 +120,7 @@ class Server:
         return server
 
     def _add_services(self, server: "grpc.aio.Server") -> None:
-        translation_pb2_grpc.add_TranslationServiceServicer_to_server(self.servicer, server)
+        add_methods(self.servicer, server)
         health_grpc.add_HealthServicer_to_server(self.health.servicer, server)
         if self._config.server.reflection:
             names = (SERVICE_NAME, _HEALTH_NAME, reflection.SERVICE_NAME)
@@ -141,13 +141,11 @@ class Server:
         if stopping.done():
             return stopping.result()
         stopping.cancel()
-        self._models = loading.result()
-        for model in self._models:
+        models = loading.result()
+        for model in models:
             model.loop.start()
-        self._metrics.observe_models(self._models)
-        translator = Translator(self._models, self._config.limits, clock=asyncio.get_running_loop().time)
-        self.servicer.begin_serving(translator, server_info(self._config, self._models))
-        for model in self._models:
+        self.servicer.begin_serving(CatalogView.of(models, self._config, clock=asyncio.get_running_loop().time))
+        for model in models:
             facts = {"model": model.name, "digest": model.digest, "precision": model.precision}
             logger.info("A model is served.", extra={**facts, "num_threads": model.num_threads})
         return None
@@ -156,7 +154,7 @@ class Server:
         models = "; ".join(
             f"model {model.name} {model.digest[:12]} {model.precision}, "
             f"{len(model.loop.loops)} engine(s) on {model.num_threads} thread(s), {model.provider}"
-            for model in self._models
+            for model in self._catalog.models
         )
         metrics = f"metrics on {self._metrics_address}" if self._metrics_address else "no metrics"
         return f"Serving on {self.address}, {metrics}: {models}"
@@ -171,28 +169,30 @@ class Server:
             second.cancel()
             return orderly.result()
         orderly.cancel()
-        logger.warning("A second signal: stopping at once.", extra={"num_calls": self.servicer.num_calls})
+        logger.warning("A second signal: stopping at once.", extra={"num_calls": self.servicer.calls.num_calls})
         return 128 + second.result()
 
     async def _drain(self, first: signal.Signals, grpc_server: "grpc.aio.Server") -> int:
         shutdown = self._config.shutdown
-        logger.info("Stopping: not ready any more.", extra={"signal": first.name, "num_calls": self.servicer.num_calls})
+        logger.info(
+            "Stopping: not ready any more.", extra={"signal": first.name, "num_calls": self.servicer.calls.num_calls}
+        )
         await self.health.set_ready(False)
-        if first is signal.SIGTERM and self._models:
+        if first is signal.SIGTERM and self._catalog.models:
             await asyncio.sleep(shutdown.shutdown_delay_seconds)
         self.servicer.begin_draining()
-        for model in self._models:
+        for model in self._catalog.in_use:
             model.loop.begin_drain()
-        logger.info("Stopping: calls are refused.", extra={"num_calls": self.servicer.num_calls})
+        logger.info("Stopping: calls are refused.", extra={"num_calls": self.servicer.calls.num_calls})
         try:
-            await asyncio.wait_for(self.servicer.wait_idle(), shutdown.drain_seconds)
+            await asyncio.wait_for(self.servicer.calls.wait_idle(), shutdown.drain_seconds)
         except TimeoutError:
             logger.error(
-                "Stopping: calls that did not finish are given up.", extra={"num_calls": self.servicer.num_calls}
+                "Stopping: calls that did not finish are given up.", extra={"num_calls": self.servicer.calls.num_calls}
             )
             return EXIT_FAILED
         # A call that reaches gRPC while it stops is cut off without a reason: refuse for as long as calls come.
-        await self.servicer.wait_quiet()
+        await self.servicer.calls.wait_quiet()
         await grpc_server.stop(1.0)  # replies that are on their way
         logger.info("Stopped.")
         return EXIT_OK

@@ -192,6 +192,7 @@ class Translator:
         call: CheckedCall,
         *,
         deadline: float | None,
+        caller: str = "",
         on_done: Callable[[Job], None],
     ) -> TranslationJob:
         """Cuts and tokenizes the texts of a checked request; takes time with their length.
@@ -201,7 +202,7 @@ class Translator:
         """
         started_at = self._clock()
         job = TranslationJob(model=call.model, items=self._cut(contents, call.model), on_done=on_done)
-        self._fill(job, call.options, deadline, started_at, on_progress=None)
+        self._fill(job, call.options, started_at, deadline=deadline, caller=caller, on_progress=None)
         return job
 
     def prepare_stream(
@@ -210,6 +211,7 @@ class Translator:
         call: CheckedCall,
         *,
         deadline: float | None,
+        caller: str = "",
         on_done: Callable[[Job], None],
         on_pieces: Callable[[list[pb.TextPiece]], None],
     ) -> StreamingJob:
@@ -217,7 +219,7 @@ class Translator:
         started_at = self._clock()
         items = self._cut(contents, call.model)
         job = StreamingJob(model=call.model, items=items, on_done=on_done, on_pieces=on_pieces)
-        self._fill(job, call.options, deadline, started_at, on_progress=job.progress_one)
+        self._fill(job, call.options, started_at, deadline=deadline, caller=caller, on_progress=job.progress_one)
         return job
 
     def _cut(self, contents: Sequence[str], model: ServedModel) -> list[list[Segment]]:
@@ -227,8 +229,10 @@ class Translator:
         self,
         job: TranslationJob,
         options: CallOptions,
-        deadline: float | None,
         started_at: float,
+        *,
+        deadline: float | None,
+        caller: str,
         on_progress: Callable[[request.Sequence, list[int]], None] | None,
     ) -> None:
         """Makes the sequences of a job."""
@@ -245,6 +249,7 @@ class Translator:
                             source_ids=segment.source_ids,
                             options=options.for_segment(length, prefix),
                             deadline=deadline,
+                            caller=caller,
                             on_finished=finish_one,
                             on_progress=on_progress,
                         )
@@ -259,6 +264,7 @@ class Translator:
         call: pb.ScoreTextRequest,
         *,
         deadline: float | None,
+        caller: str = "",
         on_done: Callable[[Job], None],
     ) -> ScoringJob:
         """Checks and tokenizes a request for scores; takes time with the length of its texts.
@@ -303,6 +309,7 @@ class Translator:
                 source_ids=tuple(source),
                 options=options.for_segment(len(source), tuple(target)),
                 deadline=deadline,
+                caller=caller,
                 on_finished=job.finish_one,
             )
             for source, target in pairs

@@ -11,9 +11,11 @@ from service.metrics import Metrics
 from service.options_reader import built_in_defaults
 from service.pb.translation.v1 import translation_pb2 as pb
 from service.refusals import (
+    ClientNotReadingError,
     DeadlineError,
     FieldViolation,
     InvalidRequestError,
+    MalformedMessageError,
     NotServedError,
     OverloadedError,
     UnavailableError,
@@ -96,6 +98,7 @@ def test_every_code_and_reason() -> None:
     again = {"retry_seconds": 1.0}
     errors = [
         InvalidRequestError([FieldViolation(field="contents", description="It must.")]),
+        MalformedMessageError("None."),
         NotServedError(resource_type="model", resource_name="x", served=[]),
         NotServedError(resource_type="language pair", resource_name="x", served=[]),
         OverloadedError("Full.", reason="QUEUE_FULL", **again),
@@ -103,6 +106,7 @@ def test_every_code_and_reason() -> None:
         UnavailableError("Not yet.", reason="STARTING", **again),
         UnavailableError("Stopping.", reason="DRAINING", **again),
         DeadlineError("Late."),
+        ClientNotReadingError("Reads nothing."),
         RuntimeError("Ours."),
     ]
     assert {type(error) for error in errors} == {*TABLE, RuntimeError}

@@ -33,6 +33,7 @@ from service.request import Sequence
 from service.served_model import ServedModel
 from service.server import Server
 from service.step_report import StepReport
+from service.tokenizer import Tokenizer
 from tests.synthetic.fake_runner import FakeRunner
 
 PATIENCE_SECONDS = 60.0
@@ -79,7 +80,7 @@ def parse_metrics(text: str) -> dict[str, float]:
 
 def environment() -> dict[str, str]:
     """This process's environment without settings that a developer may have."""
-    return {key: value for key, value in os.environ.items() if not key.startswith("DRAGOMAN_")}
+    return {key: value for key, value in os.environ.items() if not key.startswith(("DRAGOMAN_", "GRPC_"))}
 
 
 def start_process(models: Path, errors_path: Path, *flags: str) -> subprocess.Popen[str]:
@@ -154,7 +155,7 @@ class HeldServer:
     @property
     def server_calls(self) -> int:
         """Translate calls in progress."""
-        return self.server.servicer.num_calls
+        return self.server.servicer.calls.num_calls
 
     def calls_by_code(self) -> dict[str, float]:
         """Translate calls that ended, as the metrics count them, by status code."""
@@ -170,6 +171,37 @@ class HeldServer:
     def loop(self) -> EngineLoop:
         """Its engine's loop."""
         return self.models[0].loop.loops[0]
+
+
+def loop_over(
+    runner: FakeRunner, config: Config, *, deliver: Callable[[Any], None], observe: Callable[[StepReport], None]
+) -> EngineLoop:
+    """A loop that is not started."""
+    engine = Engine.over(
+        runner,
+        max_waiting_sequences=config.limits.max_waiting_segments,
+        max_waiting_tokens=config.limits.max_waiting_tokens,
+    )
+    return EngineLoop(engine, deliver=deliver, observe=observe)
+
+
+def fake_model(runner: FakeRunner, loop: EngineLoop, tokenizer: Tokenizer, **fields: Any) -> ServedModel:
+    """A model over a fake runner."""
+    given: dict[str, Any] = {"name": "fake", "digest": "0" * 64, **fields}
+    return ServedModel(
+        precision="fp32",
+        source_language="en",
+        target_language="zh",
+        tokenizer=tokenizer,
+        loop=LoopGroup([loop]),
+        max_source_tokens=runner.max_source_tokens,
+        max_target_tokens=runner.max_target_tokens,
+        max_rows=runner.max_rows,
+        is_same_bytes=True,
+        provider="cpu",
+        num_threads=1,
+        **given,
+    )
 
 
 @asynccontextmanager
@@ -202,28 +234,8 @@ async def held_server(models: Path, **flags: Any) -> AsyncIterator[HeldServer]:
         config: Config, *, deliver: Callable[[list[Sequence]], None], observe: Callable[[StepReport], None]
     ) -> list[ServedModel]:
         assert load.wait(PATIENCE_SECONDS)
-        engine = Engine.over(
-            runner,
-            max_waiting_sequences=config.limits.max_waiting_segments,
-            max_waiting_tokens=config.limits.max_waiting_tokens,
-        )
-        served.append(
-            ServedModel(
-                name="fake",
-                digest="0" * 64,
-                precision="fp32",
-                source_language="en",
-                target_language="zh",
-                tokenizer=bundle.tokenizer,
-                loop=LoopGroup([EngineLoop(engine, deliver=deliver, observe=observe)]),
-                max_source_tokens=runner.max_source_tokens,
-                max_target_tokens=runner.max_target_tokens,
-                max_rows=runner.max_rows,
-                is_same_bytes=True,
-                provider="cpu",
-                num_threads=1,
-            )
-        )
+        loop = loop_over(runner, config, deliver=deliver, observe=observe)
+        served.append(fake_model(runner, loop, bundle.tokenizer))
         return served
 
     output = StringIO()
@@ -246,7 +258,8 @@ async def held_server(models: Path, **flags: Any) -> AsyncIterator[HeldServer]:
 @asynccontextmanager
 async def stub_of(address: str) -> AsyncIterator[Any]:
     """A plain client: what tests hold against the interface itself."""
-    async with grpc.aio.insecure_channel(address) as channel:
+    options = [("grpc.max_receive_message_length", -1)]
+    async with grpc.aio.insecure_channel(address, options) as channel:
         yield translation_pb2_grpc.TranslationServiceStub(channel)  # type: ignore[no-untyped-call]
 
 

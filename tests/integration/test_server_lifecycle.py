@@ -10,9 +10,9 @@ from typing import Any
 import grpc
 import pytest
 
+from service.handlers import SERVICE_NAME
 from service.pb.translation.v1 import translation_pb2 as pb
 from service.request import FinishReason
-from service.servicer import SERVICE_NAME
 from tests.integration.serving import (
     PATIENCE_SECONDS,
     HeldServer,
@@ -199,12 +199,12 @@ async def test_a_failed_step_fails_its_calls_and_the_server_goes_on(
         held.runner.fail_decode = lambda step: step == 0
         held.go.set()
         call = stub.TranslateText(request(TEXT), metadata=(("x-request-id", "my-own-id"),))
-        with caplog.at_level(logging.ERROR, logger="service.servicer"):
+        with caplog.at_level(logging.ERROR, logger="service.call_life"):
             refusal = await refusal_of(call)
         assert (refusal.code, refusal.reason, refusal.request_id) == ("INTERNAL", "INTERNAL", "my-own-id")
         assert "my-own-id" in refusal.message
         assert "Error" not in refusal.message
-        (record,) = [record for record in caplog.records if record.name == "service.servicer"]
+        (record,) = [record for record in caplog.records if record.name == "service.call_life"]
         assert record.__dict__["request_id"] == "my-own-id"
         assert record.exc_info is not None
         reply = await stub.TranslateText(request(TEXT))

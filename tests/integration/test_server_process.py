@@ -4,6 +4,7 @@ import asyncio
 import json
 import random
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,8 +18,8 @@ from google.protobuf import descriptor_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from service.client import AsyncClient, Client, InvalidRequestError, NotServedError, UnavailableError
+from service.handlers import SERVICE_NAME
 from service.pb.translation.v1 import translation_pb2 as pb
-from service.servicer import SERVICE_NAME
 from tests.integration.serving import (
     PATIENCE_SECONDS,
     ServerProcess,
@@ -293,6 +294,29 @@ async def test_no_text_in_logs_or_metrics(server: ServerProcess) -> None:
             assert word not in written
     lines = [json.loads(line) for line in server.errors().splitlines()]
     assert {"OK", "INVALID_ARGUMENT", "NOT_FOUND"} <= {line.get("code") for line in lines}
+
+
+def frame(kind: int, payload: bytes) -> bytes:
+    """An HTTP/2 frame of the connection."""
+    return len(payload).to_bytes(3, "big") + bytes([kind, 0]) + bytes(4) + payload
+
+
+def test_all_that_is_written_is_json(server: ServerProcess, client: Client) -> None:
+    """What peers do on the wire is no reason for gRPC's core to write lines of its own, with their addresses."""
+    host, _, port = server.address.rpartition(":")
+    settings, ping = frame(4, b""), frame(6, b"answered")
+    leave_with_an_error = frame(7, (0).to_bytes(4, "big") + (2).to_bytes(4, "big") + b"x")
+    with socket.create_connection((host, int(port)), timeout=PATIENCE_SECONDS) as peer:
+        peer.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings + leave_with_an_error + ping)
+        seen = b""
+        while b"answered" not in seen and (more := peer.recv(4096)):
+            seen += more
+    with socket.create_connection((host, int(port)), timeout=PATIENCE_SECONDS) as peer:
+        peer.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        while peer.recv(4096):
+            pass
+    assert client.translate(["Bado."])[0].text == "Bado."
+    assert all(json.loads(line)["logger"] for line in server.errors().splitlines())
 
 
 def test_the_command_line_translates(server: ServerProcess) -> None:

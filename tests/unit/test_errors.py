@@ -6,9 +6,11 @@ from google.rpc import error_details_pb2, status_pb2
 
 from service.errors import DOMAIN, PUSHBACK_KEY, REQUEST_ID_KEY, STATUS_DETAILS_KEY, TABLE, Failure, failure_of
 from service.refusals import (
+    ClientNotReadingError,
     DeadlineError,
     FieldViolation,
     InvalidRequestError,
+    MalformedMessageError,
     NotServedError,
     OverloadedError,
     UnavailableError,
@@ -38,10 +40,12 @@ def details_of(failure: Failure) -> dict[str, object]:
 
 EXAMPLES = [
     (InvalidRequestError([FieldViolation(field="contents", description="It must.")]), "INVALID_ARGUMENT"),
+    (MalformedMessageError("None."), "INVALID_ARGUMENT"),
     (NotServedError(resource_type="model", resource_name="x", served=["en-zh"]), "NOT_FOUND"),
     (OverloadedError("Full.", reason="QUEUE_FULL", retry_seconds=2), "RESOURCE_EXHAUSTED"),
     (UnavailableError("Not yet.", reason="STARTING", retry_seconds=2), "UNAVAILABLE"),
     (DeadlineError("Late."), "DEADLINE_EXCEEDED"),
+    (ClientNotReadingError("Reads nothing."), "ABORTED"),
     (RuntimeError("secret"), "INTERNAL"),
 ]
 

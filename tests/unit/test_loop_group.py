@@ -71,6 +71,22 @@ def test_a_call_is_shared_by_the_loops_and_comes_back_whole(street: Street) -> N
     assert [len(runner.encoded) for runner in street.runners] == [3, 3]
 
 
+def test_a_group_is_full_when_nothing_more_can_wait(street: Street) -> None:
+    street.fill()
+    for i in range(4):
+        assert not street.group.is_full
+        street.group.submit([street.make(10 + i)])
+    assert street.group.is_full  # four of four sequences
+
+
+def test_a_group_is_full_when_its_tokens_are_as_many_as_may_wait(street: Street) -> None:
+    street.fill()
+    street.group.submit([street.make(*range(10, 29))])
+    assert not street.group.is_full
+    street.group.submit([street.make(*range(10, 29))])
+    assert street.group.is_full  # two of four sequences, 40 of 40 tokens
+
+
 def test_a_sequence_weighs_as_many_rows_as_it_owns() -> None:
     mailbox = Mailbox()
     runners = [FakeRunner(max_rows=8), FakeRunner(max_rows=8)]

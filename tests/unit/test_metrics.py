@@ -170,7 +170,7 @@ def test_gauges_count_segments_and_their_rows() -> None:
         name="m", digest="d", precision="int8", provider="cpu", is_same_bytes=True, loop=loop, max_rows=8
     )
     metrics = Metrics()
-    metrics.observe_models([model])  # type: ignore[list-item]
+    metrics.observe_models(lambda: [model])  # type: ignore[list-item]
     seen = samples(metrics)
     assert (seen["dragoman_running"], seen["dragoman_waiting"]) == (2, 1)
     assert (seen["dragoman_slots_used"], seen["dragoman_slots_capacity"]) == (5, 8)
