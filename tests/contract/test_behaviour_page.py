@@ -4,10 +4,9 @@ import json
 import re
 from pathlib import Path
 
-from service.config import Setting, settings
+from service.config import settings
 from service.errors import TABLE, failure_of
 from service.flags import placeholders
-from service.metrics import Metrics
 from service.options_reader import built_in_defaults
 from service.pb.translation.v1 import translation_pb2 as pb
 from service.refusals import (
@@ -21,6 +20,7 @@ from service.refusals import (
     UnavailableError,
 )
 from service.segments import split_item
+from tests.contract.tables import metrics_rows, rewritten, settings_rows
 
 PAGE = (Path(__file__).parents[2] / "docs" / "behaviour.md").read_text(encoding="utf-8")
 
@@ -37,34 +37,18 @@ def table(first_heading: str) -> list[list[str]]:
     return rows
 
 
-def shown(setting: Setting) -> str:
-    """A default as the page writes it."""
-    if isinstance(setting.default, (bool, str)):
-        return json.dumps(setting.default)
-    return f"{setting.default:g}" if isinstance(setting.default, float) else str(setting.default)
+def test_every_setting_and_metric_with_its_default_and_meaning() -> None:
+    """`python -m tests.contract.tables --write` writes both tables."""
+    assert table("table") == [[cell.strip("`") for cell in row] for row in settings_rows()]
+    assert table("metric") == [[cell.strip("`") for cell in row] for row in metrics_rows()]
+    assert rewritten(PAGE) == PAGE
 
 
-def test_every_setting_with_its_default_and_meaning() -> None:
-    expected = [[setting.section, name, shown(setting), setting.help] for name, setting in settings().items()]
-    assert table("table") == expected
-
-
-def test_every_metric_with_its_type_labels_and_meaning() -> None:
-    metrics = Metrics()
-    expected = []
-    for family in metrics.registry.collect():
-        if not family.name.startswith("dragoman_"):
-            continue
-        labels = {
-            "dragoman_requests": "code",
-            "dragoman_segments": "finish_reason",
-            "dragoman_wasted_steps": "reason",
-            "dragoman_model_info": "model, digest, precision, provider",
-            "dragoman_same_bytes_probe": "model",
-        }.get(family.name, "")
-        name = family.name + ("_total" if family.type == "counter" else "")
-        expected.append([name, family.type, labels, family.documentation])
-    assert table("metric") == expected
+def test_writing_the_tables_repairs_them() -> None:
+    damaged = PAGE.replace("| limits | `max_contents` | `1024` |", "| limits | `max_contents` | `7` |")
+    damaged = damaged.replace("| `dragoman_running` | gauge |", "| `dragoman_walking` | gauge |")
+    assert damaged != PAGE
+    assert rewritten(damaged) == PAGE
 
 
 def test_the_metrics_that_operators_were_promised() -> None:

@@ -11,7 +11,6 @@ from service.catalog import CatalogView
 from service.handlers import SERVICE_NAME
 from service.pb.translation.v1 import translation_pb2 as pb
 from service.request import Sequence
-from service.translator import Translator
 from tests.integration.serving import (
     HeldServer,
     fake_model,
@@ -130,7 +129,6 @@ async def test_a_call_ends_with_the_model_it_began_with(models: Path) -> None:
         new = fake_model(runner, loop, old.tokenizer, digest="1" * 64)
         new.loop.start()
         view = CatalogView.of([new], held.config, clock=lambda: 0.0)
-        assert isinstance(view.translator, Translator)
         try:
             assert servicer.catalog.replace(view) == (old,)
             info = await stub.GetServerInfo(pb.GetServerInfoRequest())
@@ -149,3 +147,23 @@ async def test_a_call_ends_with_the_model_it_began_with(models: Path) -> None:
             assert servicer.catalog.in_use == (new,)
         finally:
             old.loop.stop()
+
+
+async def test_a_call_holds_no_model_but_its_own(models: Path) -> None:
+    async with held_server(models) as held, stub_of(held.address) as stub:
+        await held.until_ready()
+        catalog, mine = held.server.servicer.catalog, held.models[0]
+        runner = FakeRunner(source_vocabulary_size=held.runner.source_vocabulary_size)
+        loop = loop_over(runner, held.config, deliver=lambda _: None, observe=lambda _: None)
+        other = fake_model(runner, loop, mine.tokenizer, name="other")
+        catalog.replace(CatalogView.of([mine, other], held.config, clock=lambda: 0.0))
+        running = await begin(held, stub, request(TEXT, model="fake"))
+        scoring = stub.ScoreText(pb.ScoreTextRequest(contents=["a"], translated_texts=["b"], model="fake"))
+        await held.until(lambda: held.loop.num_waiting + held.loop.num_running == 2)
+        assert catalog.replace(CatalogView.of([mine], held.config, clock=lambda: 0.0)) == (other,)
+        assert catalog.in_use == (mine,)
+        await catalog.wait_unused(other)
+        assert not running.done()
+        held.go.set()
+        assert (await running).translations[0].translated_text == TEXT
+        await scoring
