@@ -64,6 +64,11 @@ def _export(words: Sequence[str]) -> int:
     parser.add_argument(
         "--alignment-layer", type=int, help="decoder layer, 0 the first, whose attention aligns (default: the last)"
     )
+    parser.add_argument(
+        "--greedy-steps",
+        type=int,
+        help="steps of greedy search in one run; 1: no graph for it (default: 4 for a small decoder, else 1)",
+    )
     _add_decoding_options(parser)
     _add_verify_options(parser)
     parsed = parser.parse_args(words)
@@ -76,6 +81,7 @@ def _export(words: Sequence[str]) -> int:
             licence=parsed.licence,
             is_external_data=parsed.external_data,
             alignment_layer=parsed.alignment_layer,
+            greedy_steps=parsed.greedy_steps,
             decoding=DecodingDefaults(
                 **{entry.name: getattr(parsed, entry.name) for entry in dataclasses.fields(DecodingDefaults)}
             ),

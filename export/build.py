@@ -21,12 +21,21 @@ from export.cache_bytes import decoder_with_byte_caches, encoder_with_byte_cache
 from export.calibrate import Pair, cache_ranges, calibrate_decoder, calibrate_encoder, decoder_channel_ranges
 from export.candidates_graph import candidates_to_onnx
 from export.config import ExportConfig, ExportError
+from export.greedy_graph import greedy_to_onnx
 from export.quantize import BITS, MICROSOFT, OPERATOR, QuantizeError, quantize
 from export.smooth import smooth
 from export.to_onnx import OPSET, architecture_of, decoder_to_onnx, encoder_to_onnx
 from export.validation import Sentence, read_validation
 from export.verify import verify
-from service.bundle import CANDIDATES_NAME, DECODER_NAME, ENCODER_NAME, TOKENIZER_DIRECTORY, Bundle, load_bundle
+from service.bundle import (
+    CANDIDATES_NAME,
+    DECODER_NAME,
+    ENCODER_NAME,
+    GREEDY_NAME,
+    TOKENIZER_DIRECTORY,
+    Bundle,
+    load_bundle,
+)
 from service.graph_signature import Architecture, GraphSignature
 from service.manifest import FORMAT_VERSION, CreatedBy, Manifest, Recipe
 from service.tokenizer import BOS_ID, Tokenizer
@@ -36,6 +45,11 @@ from training.record import TrainingRecord, hardware
 
 MAX_GRAPH_BYTES = 10**9
 """Above this, weights go into a file of their own: a protobuf message ends at 2 GB."""
+GREEDY_STEPS = 4
+"""Steps of greedy search in one run of a small decoder (docs/decisions/0010)."""
+MAX_SMALL_DECODER_BYTES = 16 * 2**20
+"""The runtime keeps the weights once for each of those steps: of a larger decoder, whose steps take so long that
+nothing is gained, that would be too much memory."""
 MAX_PAIRS_OF_CHANNELS = 256
 """Pairs of sentences on which the channels of the decoder's activations are found."""
 
@@ -172,8 +186,22 @@ def write_bundle(
     *,
     precision: Precision,
 ) -> Bundle:
-    """Writes graphs, tokenizer and a manifest that has no figures yet into an empty directory, and loads it."""
+    """Writes graphs, tokenizer and a manifest that has no figures yet into an empty directory, and loads it.
+
+    Raises:
+        ExportError: when no graph of several greedy steps can be made of the decoder's.
+    """
     tokenizer, record, architecture = checkpoint.tokenizer, checkpoint.record, checkpoint.architecture
+    decoder = graphs[DECODER_NAME]
+    greedy_steps = config.greedy_steps
+    if greedy_steps is None:
+        greedy_steps = GREEDY_STEPS if decoder.ByteSize() <= MAX_SMALL_DECODER_BYTES else 1
+    if greedy_steps > 1:
+        try:
+            greedy = greedy_to_onnx(decoder, greedy_steps, architecture.max_positions)
+        except ValueError as error:
+            raise ExportError("nothing is written", [str(error)]) from error
+        graphs = {**graphs, GREEDY_NAME: greedy}
     for name, graph in graphs.items():
         _save_graph(graph, directory / name, config.is_external_data)
     shutil.copytree(checkpoint.directory / TOKENIZER_NAME, directory / TOKENIZER_DIRECTORY)
@@ -187,7 +215,8 @@ def write_bundle(
             precision=precision,
             recipe=_recipe(precision),
             architecture=architecture,
-            signature=GraphSignature.of(architecture, _CACHE_DTYPES[precision]),
+            signature=GraphSignature.of(architecture, _CACHE_DTYPES[precision], greedy_steps),
+            greedy_steps=greedy_steps,
             alignment_layer=_alignment_layer(config.alignment_layer, architecture),
             decoding=config.decoding,
             files={},

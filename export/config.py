@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from service.manifest import DecodingDefaults
+from service.manifest import MAX_GREEDY_STEPS, DecodingDefaults
 from training.config import CorpusConfig
 
 MIN_PARITY_SENTENCES = 200
@@ -76,6 +76,8 @@ class ExportConfig:
     """Store weights apart, in `*.onnx.data`; done in any case where a graph would pass a gigabyte."""
     alignment_layer: int | None = None
     """The decoder layer, 0 the first, whose cross-attention shows how target and source align; None: the last."""
+    greedy_steps: int | None = None
+    """Steps of greedy search in one run (`export.greedy_graph`); 1: no graph for it; None: 4 for a small decoder."""
     decoding: DecodingDefaults = field(default_factory=DecodingDefaults)
     """What decoding options are where a call does not give them."""
     verify: VerifyConfig = VerifyConfig()
@@ -86,6 +88,8 @@ class ExportConfig:
         found = [*self.verify.problems(), *self.decoding.problems()]
         if self.output.exists() or self.output.is_symlink():
             found.append(f"`output` must not exist yet, but {self.output} does: a bundle is never overwritten.")
+        if self.greedy_steps is not None and not 1 <= self.greedy_steps <= MAX_GREEDY_STEPS:
+            found.append(f"`greedy_steps` must be between 1 and {MAX_GREEDY_STEPS}, but is {self.greedy_steps}.")
         if not self.checkpoint.is_dir():
             found.append(f"`checkpoint` must be a directory, but {self.checkpoint} is not.")
         return found

@@ -19,7 +19,8 @@ NUM_LARGEST = 8
 def describe(bundle: Bundle) -> str:
     """The whole description, lines ended by newlines."""
     parts = [_summary(bundle), _files(bundle.manifest)]
-    parts += [_graph(path) for path in (bundle.encoder_path, bundle.decoder_path, bundle.candidates_path)]
+    paths = (bundle.encoder_path, bundle.decoder_path, bundle.candidates_path, bundle.greedy_path)
+    parts += [_graph(path) for path in paths if path is not None]
     parts += [_signature(bundle), _figures(bundle.manifest), _origin(bundle.manifest)]
     return "\n".join(parts)
 

@@ -1,7 +1,7 @@
 """A bundle on disk: loaded only when every byte of it is what its maker wrote. `docs/bundle.md` describes the layout.
 
-    encoder.onnx, decoder.onnx, candidates.onnx
-                        the graphs (`*.onnx.data` beside them where the weights are stored apart)
+    encoder.onnx, decoder.onnx, candidates.onnx, greedy.onnx
+                        the graphs (`*.onnx.data` beside them where the weights are stored apart); the last is optional
     tokenizer/          what `service.tokenizer` reads
     manifest.json       what the bundle is, with the SHA-256 of every file above
     manifest.sha256     the SHA-256 of manifest.json, as `sha256sum` writes it
@@ -30,6 +30,7 @@ CHECKSUM_NAME = "manifest.sha256"
 ENCODER_NAME = "encoder.onnx"
 DECODER_NAME = "decoder.onnx"
 CANDIDATES_NAME = "candidates.onnx"
+GREEDY_NAME = "greedy.onnx"
 TOKENIZER_DIRECTORY = "tokenizer"
 MAX_MANIFEST_BYTES = 16 * 2**20
 
@@ -70,6 +71,11 @@ class Bundle:
     def candidates_path(self) -> Path:
         """The graph that picks candidates."""
         return self.directory / CANDIDATES_NAME
+
+    @property
+    def greedy_path(self) -> Path | None:
+        """The graph of several steps of greedy search; None where there is none."""
+        return self.directory / GREEDY_NAME if self.manifest.greedy_steps > 1 else None
 
     @property
     def architecture(self) -> Architecture:
@@ -161,7 +167,8 @@ def _read_small(path: Path, problems: list[str]) -> bytes | None:
 def _check_files(directory: Path, manifest: Manifest, present: set[str]) -> list[str]:
     """Every difference between the files that the manifest names and those that are there."""
     problems = []
-    for required in (ENCODER_NAME, DECODER_NAME, CANDIDATES_NAME):
+    optional = (GREEDY_NAME,) if manifest.greedy_steps > 1 else ()
+    for required in (ENCODER_NAME, DECODER_NAME, CANDIDATES_NAME, *optional):
         if required not in manifest.files:
             problems.append(f"`files` must name {required}, but does not.")
     for extra in sorted(present - manifest.files.keys() - {MANIFEST_NAME, CHECKSUM_NAME}):

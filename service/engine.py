@@ -18,13 +18,14 @@ from collections.abc import Callable, Collection, Iterable
 
 import numpy as np
 
+from service.accounts import Accounts
 from service.beam_arrays import advance_lanes
 from service.company import Company
-from service.greedy_arrays import advance_greedy, next_look
+from service.greedy_arrays import advance_greedy, advance_steps, next_look
 from service.lane import Lane
 from service.request import FinishReason, Sequence
 from service.rows import RowCopy, RowStore
-from service.runner import EncodedBatch, Runner, StepOutputs
+from service.runner import EncodedBatch, GreedyOutputs, Runner, StepOutputs
 from service.scheduler import Scheduler, SchedulerLimits
 from service.search import Search
 from service.step_report import StepReport
@@ -74,11 +75,7 @@ class Engine:
         self._clock = clock
         self._store = RowStore(max_rows=limits.max_rows, max_target_tokens=runner.max_target_tokens, bos_id=bos_id)
         self._search = Search(self._store, eos_id=eos_id)
-        self._lanes: dict[Sequence, Lane] = {}
-        self._others: dict[Lane, None] = {}  # those of them that want more than the best token
-        self._talkative: dict[Lane, None] = {}  # those whose owners want to be told of progress
-        self._attentive: dict[Lane, None] = {}  # those that keep their attention, in the order they came
-        self._fresh: list[Lane] = []  # those that have not decoded yet
+        self._accounts = Accounts()
         self._finished: list[Sequence] = []
         self._progress: list[tuple[Sequence, list[int]]] = []
         self._num_steps = 0
@@ -118,7 +115,7 @@ class Engine:
 
     def open_hypotheses(self, sequence: Sequence) -> list[list[int]]:
         """The target tokens of a running sequence's open hypotheses so far, in their order."""
-        return [self._store.target_ids(row) for row in self._lanes[sequence].open]
+        return [self._store.target_ids(row) for row in self._accounts.lanes[sequence].open]
 
     def submit(self, sequences: Collection[Sequence]) -> None:
         """Queues sequences, all of them or none.
@@ -165,19 +162,22 @@ class Engine:
         decode_error = self._compact()
         num_rows = self._store.num_rows
         decode_seconds = 0.0
-        num_target_tokens = 0
+        num_target_tokens = num_steps = 0
         if num_rows:
-            num_target_tokens = len(self._lanes)
             decode_started_at = self._clock()
             outputs = self._decode()
             decoded_at = self._clock()
             decode_seconds = decoded_at - decode_started_at
             if isinstance(outputs, Exception):
                 decode_error = outputs
-                num_target_tokens = 0
-                self._fresh = []
+                self._accounts.fresh = []
                 self._fail(self.scheduler.running, outputs)
+            elif isinstance(outputs, GreedyOutputs):
+                num_steps = self.runner.greedy_steps
+                num_target_tokens = self._commit_steps(outputs, decoded_at)
             else:
+                num_steps = 1
+                num_target_tokens = len(self._accounts.lanes)
                 decode_error = self._commit(outputs, decoded_at) or decode_error
 
         finished, self._finished = self._finished, []
@@ -186,6 +186,7 @@ class Engine:
             finished=finished,
             progress=progress,
             num_rows=num_rows,
+            num_steps=num_steps,
             num_admitted=0 if encode_error else len(plan.admit),
             num_dropped=len(plan.drop),
             num_dropped_steps=sum(item.sequence.num_steps for item in plan.drop),
@@ -229,8 +230,7 @@ class Engine:
         ended = dict.fromkeys([*self._finished, *self.scheduler.clear()])
         self._finished = []
         self._progress = []
-        for accounts in (self._lanes, self._others, self._talkative, self._attentive, self._fresh):
-            accounts.clear()
+        self._accounts.clear()
         self._search.attention.clear()
         self._store.clear()
         now = self._clock()
@@ -249,21 +249,16 @@ class Engine:
             lane.first_cell = self._store.num_cells
             self._store.enter(lane, sequence.options.num_rows, lane.limit)
             lane.start(lane.rows)
-            self._lanes[sequence] = lane
+            self._accounts.admit(lane)
             self._file(lane)
-            if sequence.on_progress is not None:
-                self._talkative[lane] = None
-            if lane.keeps_attention:
-                self._attentive[lane] = None
-            self._fresh.append(lane)
         try:
             batch = self.runner.encode([sequence.source_ids for sequence in sequences])
             for sequence, encoded in zip(sequences, batch.sources, strict=True):
-                self.runner.place(self._lanes[sequence].lane, encoded)
+                self.runner.place(self._accounts.lanes[sequence].lane, encoded)
         except Exception as error:
             for sequence in sequences:
                 self._vacate(sequence)
-            self._fresh = []
+            self._accounts.fresh = []
             return error
         return batch
 
@@ -279,7 +274,7 @@ class Engine:
                     self.runner.copy_lane(copy.source_lane, copy.target_lane, source_length=copy.source_length)
         except Exception as error:
             self._fail(self.scheduler.running, error)
-            self._fresh = []
+            self._accounts.fresh = []
             return error
         return None
 
@@ -294,19 +289,25 @@ class Engine:
             return error
         return None
 
-    def _decode(self) -> StepOutputs | Exception:
-        """One decoding step; the caches gain a position that the next step overwrites if this one is not committed."""
-        num_candidates = max((lane.num_candidates for lane in self._others), default=1)
+    def _decode(self) -> StepOutputs | GreedyOutputs | Exception:
+        """One decoding step, or several where nobody wants more than the best tokens.
+
+        The caches gain positions that the next step overwrites if these are not committed.
+        """
+        runner, accounts = self.runner, self._accounts
+        is_greedy = runner.greedy_steps > 1 and accounts.want_best_tokens_only
+        num_candidates = max((lane.num_candidates for lane in accounts.others), default=1)
         inputs = self._store.inputs(
-            num_candidates=min(num_candidates, self.runner.target_vocabulary_size),
-            with_attention=bool(self._attentive),
+            num_candidates=min(num_candidates, runner.target_vocabulary_size),
+            with_attention=bool(accounts.attentive),
         )
+        outputs: StepOutputs | GreedyOutputs
         try:
-            outputs = self.runner.decode_step(inputs)
+            outputs = runner.decode_greedy(inputs) if is_greedy else runner.decode_step(inputs)
         except Exception as error:
             return error
         self._company.note(self._num_steps, self._store.num_rows)
-        self._num_steps += 1
+        self._num_steps += runner.greedy_steps if is_greedy else 1
         return outputs
 
     def _commit(self, outputs: StepOutputs, now: float) -> Exception | None:
@@ -315,16 +316,14 @@ class Engine:
         Returns:
             What copying failed with, if it did.
         """
-        self._search.begin_step(outputs, may_branch=bool(self._others))
-        for lane in self._fresh:
-            lane.sequence.first_token_at = now
-        self._fresh = []
-        others = list(self._others)  # before a greedy lane joins them because it is decoded again
-        if len(self._lanes) > len(others):
+        self._search.begin_step(outputs, may_branch=bool(self._accounts.others))
+        self._note_first_tokens(now)
+        others = list(self._accounts.others)  # before a greedy lane joins them because it is decoded again
+        if len(self._accounts.lanes) > len(others):
             self._commit_greedy(outputs, now)
         copies = self._commit_others(others, outputs, now) if others else []
         error = self._copy_rows(copies) if copies else None
-        for lane in self._talkative:
+        for lane in self._accounts.talkative:
             certain = self._search.newly_certain(lane)
             if certain:
                 self._progress.append((lane.sequence, certain))
@@ -334,23 +333,64 @@ class Engine:
         """The next token of every lane of plain greedy search."""
         store = self._store
         rows = None
-        if self._others:
-            rows = np.array([lane.rows[0] for lane in self._lanes.values() if lane.is_plain_greedy])
+        if self._accounts.others:
+            rows = np.array([lane.rows[0] for lane in self._accounts.lanes.values() if lane.is_plain_greedy])
         for row in advance_greedy(store, rows, outputs, self._eos_id).tolist():
             lane = store.row_tenant(row)
             assert isinstance(lane, Lane)
-            if not math.isfinite(outputs.candidate_log_probabilities[row, 0]):
-                self._fail([lane.sequence], self._search.broken(row, outputs))
-                continue
-            has_ended = store.last_ids[row] == self._eos_id
-            if has_ended or store.lengths[row] >= lane.limit:
-                values = store.target_log_probabilities(row)
-                reason = FinishReason.STOP if has_ended else FinishReason.LENGTH
-                lane.end(row, store.target_ids(row), values, math.fsum(values), reason)
-                self._conclude(lane, now)
+            value = float(outputs.candidate_log_probabilities[row, 0])
+            if not math.isfinite(value):
+                self._fail([lane.sequence], self._search.broken(row, int(outputs.candidate_ids[row, 0]), value))
             else:
-                self._search.check_growing_loop(lane)
-                self._file(lane)
+                self._look(lane, row, now)
+
+    def _commit_steps(self, outputs: GreedyOutputs, now: float) -> int:
+        """The next tokens of all lanes, which are all of plain greedy search; how many there are of all together."""
+        self._note_first_tokens(now)
+        counts, asks = advance_steps(self._store, outputs, self._eos_id)
+        total = int(counts.sum())
+        for row, taken in zip(asks, counts[asks].tolist(), strict=True):
+            total += self._look_at_steps(outputs, row, taken, now)
+        return total
+
+    def _look_at_steps(self, outputs: GreedyOutputs, row: int, taken: int, now: float) -> int:
+        """Looks at a row that took some of its tokens, and after each of the others; how many of these it took."""
+        lane, num_steps = self._store.row_tenant(row), self.runner.greedy_steps
+        assert isinstance(lane, Lane)
+        for step in range(taken, num_steps + 1):
+            num_idle = num_steps - step
+            if step:
+                lane.num_idle_steps += num_idle  # should it have ended, or be started again
+                if not self._look(lane, row, now):
+                    break
+                lane.num_idle_steps -= num_idle
+            if not num_idle:
+                break
+            token_id, value = int(outputs.token_ids[row, step]), float(outputs.log_probabilities[row, step])
+            if not math.isfinite(value):
+                self._fail([lane.sequence], self._search.broken(row, token_id, value))
+                break
+            self._store.append(row, token_id, value, 0.0)
+        return step - taken
+
+    def _note_first_tokens(self, now: float) -> None:
+        for lane in self._accounts.fresh:
+            lane.sequence.first_token_at = now
+        self._accounts.fresh = []
+
+    def _look(self, lane: Lane, row: int, now: float) -> bool:
+        """Ends a greedy lane whose hypothesis has ended, starts one again that loops; whether it goes on as it is."""
+        store = self._store
+        has_ended = store.last_ids[row] == self._eos_id
+        if has_ended or store.lengths[row] >= lane.limit:
+            values = store.target_log_probabilities(row)
+            reason = FinishReason.STOP if has_ended else FinishReason.LENGTH
+            lane.end(row, store.target_ids(row), values, math.fsum(values), reason)
+            self._conclude(lane, now)
+            return False
+        self._search.check_growing_loop(lane)
+        self._file(lane)
+        return lane.is_plain_greedy
 
     def _commit_others(
         self, lanes: Iterable[Lane], outputs: StepOutputs, now: float
@@ -404,7 +444,7 @@ class Engine:
             row = lane.rows[0]
             self._store.looks[row] = next_look(int(self._store.lengths[row]), lane.limit)
         else:
-            self._others[lane] = None
+            self._accounts.others[lane] = None
 
     def _finish(self, lane: Lane, now: float) -> None:
         sequence = lane.sequence
@@ -416,14 +456,11 @@ class Engine:
 
     def _vacate(self, sequence: Sequence) -> None:
         """Takes a sequence's lane back."""
-        lane = self._lanes.pop(sequence)
-        self._others.pop(lane, None)
-        self._talkative.pop(lane, None)
-        if lane in self._attentive:
-            del self._attentive[lane]
-            oldest = next(iter(self._attentive), None)
+        lane = self._accounts.release(sequence)
+        if lane.keeps_attention:
+            oldest = next(iter(self._accounts.attentive), None)
             self._search.attention.forget_before(self._store.num_cells if oldest is None else oldest.first_cell)
-        sequence.num_steps = self._num_steps - lane.first_step
+        sequence.num_steps = self._num_steps - lane.first_step - lane.num_idle_steps
         sequence.max_rows_shared = self._company.most_since(lane.first_step)
         self._store.leave(lane)
 

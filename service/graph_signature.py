@@ -7,7 +7,8 @@ vocabulary. B, N, Q, P, C, S and M are dynamic; every other axis is a number.
 
 The encoder projects the keys and values of the decoder's cross-attention once for each source. The decoder makes one
 step of one token for every row; its `present_*` outputs are bound to the buffers of the `past_*` and `cross_*` inputs.
-The candidates' graph picks the best tokens of every row; it is apart so that greedy steps do not pay for it.
+The candidates' graph picks the best tokens of every row; it is apart so that greedy steps do not pay for it. A bundle
+may have one graph more, that of several steps of greedy search in one run.
 
 Both attentions of the decoder are `com.microsoft.GroupQueryAttention`, which appends keys and values to a past and
 attends to everything up to them. In self-attention a row appends its own. In cross-attention the past is a lane's
@@ -23,7 +24,7 @@ whether its own lane has one row or several, and on nothing else: not on how man
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 SOURCE_MULTIPLE = 8
@@ -40,6 +41,15 @@ MASKED_SCORE = -1.0e30
 
 VOCABULARY_MULTIPLE = 8
 """The target vocabulary of the graph is padded to a multiple of this."""
+
+LOG_PROBABILITIES = "log_probabilities"
+"""The decoder's output [B,V]."""
+
+GREEDY_IDS = "greedy_ids"
+"""The best tokens [B,T] of T steps, each found after those before it."""
+
+GREEDY_LOG_PROBABILITIES = "greedy_log_probabilities"
+"""Their log-probabilities [B,T]."""
 
 CACHE_DTYPES = ("float32", "int8")
 """What cached keys and values may be: as they are, or as bytes of which the decoder's graph knows the scales."""
@@ -172,10 +182,20 @@ class GraphSignature:
     """`log_probabilities` [B,V], `num_candidates` [1], which is C."""
     candidates_outputs: tuple[TensorSignature, ...]
     """`candidate_ids`, `candidate_log_probabilities` [B,C], best first, equal ones in the order of their ids."""
+    greedy_inputs: tuple[TensorSignature, ...] = ()
+    """Those of the decoder; none where the bundle has no graph of several greedy steps."""
+    greedy_outputs: tuple[TensorSignature, ...] = ()
+    """`greedy_ids` [B,T], `greedy_log_probabilities` [B,T], and for each of the T steps the caches by layer."""
 
     @classmethod
-    def of(cls, architecture: Architecture, cache_dtype: str = "float32") -> GraphSignature:
-        """The signature that graphs of this architecture must have; `cache_dtype` is one of `CACHE_DTYPES`."""
+    def of(cls, architecture: Architecture, cache_dtype: str = "float32", greedy_steps: int = 1) -> GraphSignature:
+        """The signature that graphs of this architecture must have.
+
+        Args:
+            architecture: the model's numbers.
+            cache_dtype: one of `CACHE_DTYPES`.
+            greedy_steps: T of the graph of several greedy steps; 1: there is none.
+        """
         heads, head_width = architecture.heads, architecture.head_width
         layers = range(architecture.decoder_layers)
 
@@ -186,7 +206,7 @@ class GraphSignature:
             return TensorSignature(name=name, dtype=cache_dtype, axes=(rows, heads, "S", head_width))
 
         log_probabilities = TensorSignature(
-            name="log_probabilities", dtype="float32", axes=("B", architecture.target_vocabulary)
+            name=LOG_PROBABILITIES, dtype="float32", axes=("B", architecture.target_vocabulary)
         )
         decoder_inputs = [
             TensorSignature(name="target_ids", dtype="int64", axes=("B", 1)),
@@ -203,6 +223,14 @@ class GraphSignature:
             decoder_inputs += [cross_cache(cross_key(i)), cross_cache(cross_value(i))]
             decoder_outputs += [self_cache(present_key_self(i)), self_cache(present_value_self(i))]
             decoder_outputs += [cross_cache(present_cross_key(i)), cross_cache(present_cross_value(i))]
+        greedy_outputs: list[TensorSignature] = []
+        if greedy_steps > 1:
+            greedy_outputs = [
+                TensorSignature(name=GREEDY_IDS, dtype="int64", axes=("B", greedy_steps)),
+                TensorSignature(name=GREEDY_LOG_PROBABILITIES, dtype="float32", axes=("B", greedy_steps)),
+            ]
+            for step in range(greedy_steps):
+                greedy_outputs += [replace(each, name=at_step(each.name, step)) for each in decoder_outputs[2:]]
         return cls(
             encoder_inputs=(
                 TensorSignature(name="source_ids", dtype="int64", axes=("B", "S")),
@@ -219,6 +247,8 @@ class GraphSignature:
                 TensorSignature(name="candidate_ids", dtype="int64", axes=("B", "C")),
                 TensorSignature(name="candidate_log_probabilities", dtype="float32", axes=("B", "C")),
             ),
+            greedy_inputs=tuple(decoder_inputs) if greedy_steps > 1 else (),
+            greedy_outputs=tuple(greedy_outputs),
         )
 
     @property
@@ -247,6 +277,13 @@ class GraphSignature:
             *_check(self.candidates_outputs, outputs, "among the outputs of the candidates' graph"),
         ]
 
+    def check_greedy(self, inputs: Sequence[NodeArgument], outputs: Sequence[NodeArgument]) -> list[str]:
+        """How a session of the graph of several greedy steps differs from this signature."""
+        return [
+            *_check(self.greedy_inputs, inputs, "among the inputs of the greedy graph"),
+            *_check(self.greedy_outputs, outputs, "among the outputs of the greedy graph"),
+        ]
+
 
 def _check(wanted: Sequence[TensorSignature], arguments: Sequence[NodeArgument], where: str) -> list[str]:
     found = {argument.name: argument for argument in arguments}
@@ -258,6 +295,21 @@ def _check(wanted: Sequence[TensorSignature], arguments: Sequence[NodeArgument],
         else:
             problems.append(f"`{tensor.name}` must be {where}, but is missing.")
     return problems
+
+
+PRESENT = "present_"
+"""Begins the name of an updated cache."""
+
+
+def cache_input(present: str) -> str:
+    """The decoder's input that is updated as the output `present`."""
+    name = present.removeprefix(PRESENT)
+    return name if name.startswith("cross_") else f"past_{name}"
+
+
+def at_step(name: str, step: int) -> str:
+    """The name of what step 0, 1, ... of several makes."""
+    return f"{name}_step_{step}"
 
 
 def past_key_self(layer: int) -> str:

@@ -25,6 +25,8 @@ class Graphs:
     """Session of ONNX Runtime."""
     decoder: Any
     candidates: Any
+    greedy: Any
+    """None where the bundle has no such graph."""
 
 
 def open_graphs(bundle: Bundle, *, num_threads: int, provider: str = "cpu", allow_spinning: bool = False) -> Graphs:
@@ -54,12 +56,17 @@ def open_graphs(bundle: Bundle, *, num_threads: int, provider: str = "cpu", allo
         decoder=_open_session(bundle.decoder_path, provider, num_threads=num_threads, allow_spinning=allow_spinning),
         # A step's candidates take a tenth of a millisecond: nothing to share out among threads.
         candidates=_open_session(bundle.candidates_path, provider, num_threads=1, allow_spinning=False),
+        greedy=None
+        if bundle.greedy_path is None
+        else _open_session(bundle.greedy_path, provider, num_threads=num_threads, allow_spinning=allow_spinning),
     )
     problems = [
         *bundle.signature.check_encoder(graphs.encoder.get_inputs(), graphs.encoder.get_outputs()),
         *bundle.signature.check_decoder(graphs.decoder.get_inputs(), graphs.decoder.get_outputs()),
         *bundle.signature.check_candidates(graphs.candidates.get_inputs(), graphs.candidates.get_outputs()),
     ]
+    if graphs.greedy is not None:
+        problems += bundle.signature.check_greedy(graphs.greedy.get_inputs(), graphs.greedy.get_outputs())
     if problems:
         raise ModelRunnerError("The graphs must have the signature of the manifest: " + " ".join(problems))
     return graphs

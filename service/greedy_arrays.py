@@ -1,18 +1,24 @@
 """Greedy search of many rows at once, where nothing special is asked for: the commonest case, in NumPy.
 
-Axes: B rows, G greedy rows.
+Axes: B rows, G greedy rows, T steps of a run.
 """
 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
 from service.rows import RowStore
-from service.runner import StepOutputs
+from service.runner import GreedyOutputs, StepOutputs
 from service.search import LOOP_CHECK_INTERVAL, MIN_LOOP_CHECK_TOKENS
+
+
+@lru_cache(maxsize=256)
+def _rows(num_rows: int) -> npt.NDArray[np.int64]:
+    return np.arange(num_rows)
 
 
 def next_look(length: int, limit: int) -> int:
@@ -53,3 +59,26 @@ def _advance_sound(
     sound = rows[is_sound]
     asks = advance_greedy(store, sound, outputs, eos_id) if sound.size else sound
     return np.concatenate([rows[~is_sound], asks])
+
+
+def advance_steps(store: RowStore, outputs: GreedyOutputs, eos_id: int) -> tuple[npt.NDArray[np.int64], list[int]]:
+    """Every row takes its tokens of a run of several steps, up to where it has to be looked at.
+
+    Returns:
+        How many tokens each row took [B], and which rows ask for a look: they have ended, may loop, or their next
+        number is broken.
+    """
+    ids, values = outputs
+    num_rows, num_steps = ids.shape
+    stops = (ids == eos_id) | ~np.isfinite(values)  # [B,T]
+    room = store.looks[:num_rows] - store.lengths[:num_rows]  # [B] at least 1
+    counts = np.minimum(room, num_steps).astype(np.int64)
+    if stops.any():
+        first = stops.argmax(axis=1)  # [B] 0 also where there is none
+        has_stop = stops[_rows(num_rows), first]
+        is_end = ids[_rows(num_rows), first] == eos_id  # an end is taken, a broken number is not
+        is_end &= np.isfinite(values[_rows(num_rows), first])
+        counts = np.where(has_stop, np.minimum(counts, first + is_end), counts)
+    lengths = store.append_steps(ids, values, counts)
+    asks = (counts < num_steps) | (lengths >= store.looks[:num_rows]) | (store.last_ids[:num_rows] == eos_id)
+    return counts, asks.nonzero()[0].tolist()

@@ -45,6 +45,8 @@ class Lane:
         self.source_length = len(sequence.source_ids)
         self.first_step = 0
         """The step it joined before."""
+        self.num_idle_steps = 0
+        """Steps that were run after its end, or after it was to be started again, in the same run."""
         self.first_cell = 0
         """Its rows' cached positions have cells (`service.rows`) of no lower number."""
         self.num_certain = 0

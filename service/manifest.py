@@ -18,6 +18,8 @@ FORMAT_VERSION = 3
 """Newest format of a bundle that this build reads, and the one it writes."""
 OLDEST_FORMAT_VERSION = 2
 """Oldest format that this build reads: version 1 was never released."""
+MAX_GREEDY_STEPS = 16
+"""More would make whoever joins wait too long."""
 FIRST_VERSION_WITH_BYTE_CACHES = 3
 """Before it, cached keys and values were float32."""
 
@@ -247,6 +249,8 @@ class Manifest:
     """Names, axes and element types of the graphs."""
     alignment_layer: int
     """The decoder layer, 0 the first, whose cross-attention the decoder puts out."""
+    greedy_steps: int = 1
+    """Steps of greedy search that one run of `greedy.onnx` makes; 1: there is no such graph."""
     decoding: DecodingDefaults = DecodingDefaults()
     """What decoding options are where a call does not give them."""
     files: Mapping[str, FileRecord]
@@ -307,10 +311,13 @@ class Manifest:
                 f"`alignment_layer` must be between 0 and {manifest.architecture.decoder_layers - 1}, "
                 f"but is {manifest.alignment_layer}."
             )
+        if not 1 <= manifest.greedy_steps <= MAX_GREEDY_STEPS:
+            problems.append(f"`greedy_steps` must be between 1 and {MAX_GREEDY_STEPS}, but is {manifest.greedy_steps}.")
         dtypes = CACHE_DTYPES if version >= FIRST_VERSION_WITH_BYTE_CACHES else ("float32",)
-        if not problems and manifest.signature not in [
-            GraphSignature.of(manifest.architecture, each) for each in dtypes
-        ]:
+        known = [
+            GraphSignature.of(manifest.architecture, each, manifest.greedy_steps) for each in dtypes if not problems
+        ]
+        if not problems and manifest.signature not in known:
             problems.append("`signature` must be that of `architecture`, but is not.")
         if problems:
             raise ManifestError(problems)

@@ -87,7 +87,7 @@ class Metrics:
         )
         self._step_seconds = Histogram(
             "dragoman_step_seconds",
-            "Duration of the engine's steps, encoder run included.",
+            "Duration of the engine's steps, encoder run included; several greedy steps in one run count once.",
             buckets=STEP_BUCKETS,
             registry=registry,
         )

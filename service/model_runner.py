@@ -24,7 +24,7 @@ from service.graphs import Graphs, ModelRunnerError, open_graphs
 from service.kv_cache import KeyValueSlab, round_up
 from service.lane_layout import LaneLayout
 from service.lazy_memory import lazy_zeros
-from service.runner import EncodedBatch, EncodedSource, StepInputs, StepOutputs
+from service.runner import EncodedBatch, EncodedSource, GreedyOutputs, StepInputs, StepOutputs
 from service.tokenizer import PAD_ID
 
 MAX_PADDED_TOKENS_PER_RUN = 4096
@@ -61,6 +61,16 @@ class _CandidatesBinding:
     """[B,C]."""
     log_probabilities: npt.NDArray[np.float32]
     """[B,C]."""
+
+
+@dataclass(slots=True)
+class _GreedyBinding:
+    """The graph of several greedy steps bound to the slab."""
+
+    binding: Any
+    """Of ONNX Runtime."""
+    outputs: GreedyOutputs
+    """Its buffers."""
 
 
 class OnnxModelRunner:
@@ -106,6 +116,8 @@ class OnnxModelRunner:
         if graphs is None:
             graphs = open_graphs(bundle, num_threads=num_threads)
         self._encoder, self._decoder, self._candidates = graphs.encoder, graphs.decoder, graphs.candidates
+        self._greedy = graphs.greedy
+        self._greedy_steps = bundle.manifest.greedy_steps
         self._cache_dtype = np.dtype(bundle.signature.cache_dtype)
         self._slab = KeyValueSlab(
             architecture,
@@ -124,6 +136,7 @@ class OnnxModelRunner:
         self._bindings: dict[tuple[int, int, int, int, bool], Any] = {}
         self._encoder_bindings: dict[tuple[int, int], _EncoderBinding] = {}
         self._candidates_bindings: dict[tuple[int, int], _CandidatesBinding] = {}
+        self._greedy_bindings: dict[tuple[int, int, int, int], _GreedyBinding] = {}
 
     @property
     def max_rows(self) -> int:
@@ -149,6 +162,11 @@ class OnnxModelRunner:
     def target_vocabulary_size(self) -> int:
         """V: target token ids are 0..target_vocabulary_size-1."""
         return self._architecture.target_vocabulary
+
+    @property
+    def greedy_steps(self) -> int:
+        """T: steps that `decode_greedy` makes; 1: the bundle has no graph for it."""
+        return self._greedy_steps
 
     @property
     def slab_bytes(self) -> int:
@@ -244,9 +262,7 @@ class OnnxModelRunner:
             raise ValueError(
                 f"`num_candidates` must be between 1 and {self.target_vocabulary_size}, but is {num_candidates}."
             )
-        self._target_ids[:num_rows, 0] = inputs.target_ids
-        self._past_lengths[:num_rows, 0] = inputs.past_lengths
-        self._layout.arrange(inputs)
+        self._take(inputs)
         self._decoder.run_with_iobinding(self._step_binding(inputs.with_attention))
         log_probabilities = self._log_probabilities[:num_rows]
         if num_candidates == 1:
@@ -262,6 +278,51 @@ class OnnxModelRunner:
             attention=self._attention_by_row(inputs) if inputs.with_attention else None,
         )
 
+    def decode_greedy(self, inputs: StepInputs) -> GreedyOutputs:
+        """Several steps of rows 0..B-1; see `service.runner.Runner.decode_greedy`.
+
+        Raises:
+            ValueError: when the bundle has no graph for it, when a lane has no row or more than `SPARE_POSITIONS`, or
+                when more is asked for than the best tokens.
+        """
+        if self._greedy is None or inputs.num_candidates != 1 or inputs.with_attention:
+            raise ValueError(
+                "Several steps in one run must be in the bundle, and give the best tokens and nothing else."
+            )
+        self._take(inputs)
+        bound = self._greedy_binding()
+        self._greedy.run_with_iobinding(bound.binding)
+        return bound.outputs
+
+    def _take(self, inputs: StepInputs) -> None:
+        """Makes the buffers say what a step is to read."""
+        num_rows = len(inputs.target_ids)
+        self._target_ids[:num_rows, 0] = inputs.target_ids
+        self._past_lengths[:num_rows, 0] = inputs.past_lengths
+        self._layout.arrange(inputs)
+
+    def _greedy_binding(self) -> _GreedyBinding:
+        """The graph of several steps on the buffers, which never move, as large as the layout says."""
+        layout = self._layout
+        rows, lanes = layout.num_rows, layout.num_lanes
+        key = (rows, lanes, layout.num_slots, layout.num_positions)
+        bound = self._greedy_bindings.get(key)
+        if bound is None:
+            if len(self._greedy_bindings) >= MAX_BINDINGS:
+                self._greedy_bindings.clear()
+            shape = (rows, self._greedy_steps)
+            bound = self._greedy_bindings[key] = _GreedyBinding(
+                binding=self._greedy.io_binding(),
+                outputs=GreedyOutputs(np.empty(shape, np.int64), np.empty(shape, np.float32)),
+            )
+            self._bind_inputs(bound.binding, rows, lanes)
+            _bind_output(bound.binding, names.GREEDY_IDS, bound.outputs.token_ids)
+            _bind_output(bound.binding, names.GREEDY_LOG_PROBABILITIES, bound.outputs.log_probabilities)
+            for step in range(self._greedy_steps):
+                for name, buffer in self._slab.outputs(rows, lanes):
+                    _bind_output(bound.binding, names.at_step(name, step), buffer)
+        return bound
+
     def _step_binding(self, with_attention: bool) -> Any:
         """The decoder's inputs and outputs on the buffers, which never move, as large as the layout says."""
         layout = self._layout
@@ -270,28 +331,24 @@ class OnnxModelRunner:
         if binding is None:
             if len(self._bindings) >= MAX_BINDINGS:
                 self._bindings.clear()
-            binding = self._bindings[key] = self._bind_decoder(layout.num_rows, layout.num_lanes)
-            self._bind_lanes(binding, with_attention)
+            binding = self._bindings[key] = self._decoder.io_binding()
+            self._bind_inputs(binding, layout.num_rows, layout.num_lanes)
+            _bind_output(binding, names.LOG_PROBABILITIES, self._log_probabilities[: layout.num_rows])
+            for name, buffer in self._slab.outputs(layout.num_rows, layout.num_lanes):
+                _bind_output(binding, name, buffer)
+            if with_attention:
+                _bind_output(binding, "attention", self._attention_by_slot())
         return binding
 
-    def _bind_decoder(self, num_rows: int, num_lanes: int) -> Any:
-        """All but the lanes' layout."""
-        binding = self._decoder.io_binding()
+    def _bind_inputs(self, binding: Any, num_rows: int, num_lanes: int) -> None:
+        """What the decoder reads in a step, and the graph of several steps in its first."""
         _bind_input(binding, "target_ids", self._target_ids[:num_rows])
         _bind_input(binding, "past_lengths", self._past_lengths[:num_rows])
         _bind_input(binding, "num_target_positions", self._num_target_positions)
         for name, buffer in self._slab.inputs(num_rows, num_lanes):
             _bind_input(binding, name, buffer)
-        _bind_output(binding, "log_probabilities", self._log_probabilities[:num_rows])
-        for name, buffer in self._slab.outputs(num_rows, num_lanes):
-            _bind_output(binding, name, buffer)
-        return binding
-
-    def _bind_lanes(self, binding: Any, with_attention: bool) -> None:
         for name, buffer in self._layout.inputs():
             _bind_input(binding, name, buffer)
-        if with_attention:
-            _bind_output(binding, "attention", self._attention_by_slot())
 
     def _attention_by_slot(self) -> npt.NDArray[np.float32]:
         """The attention's buffer, [N,H,Q,P]."""
@@ -320,7 +377,7 @@ class OnnxModelRunner:
                 ids=np.empty(key, np.int64),
                 log_probabilities=np.empty(key, np.float32),
             )
-            _bind_input(found.binding, "log_probabilities", self._log_probabilities[:num_rows])
+            _bind_input(found.binding, names.LOG_PROBABILITIES, self._log_probabilities[:num_rows])
             _bind_input(found.binding, "num_candidates", found.num_candidates)
             _bind_output(found.binding, "candidate_ids", found.ids)
             _bind_output(found.binding, "candidate_log_probabilities", found.log_probabilities)

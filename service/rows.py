@@ -342,6 +342,26 @@ class RowStore:
         self.lengths[rows] = lengths
         return lengths
 
+    def append_steps(
+        self, token_ids: npt.NDArray[np.int64], values: npt.NDArray[np.float32], counts: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.int32]:
+        """Rows 0..B-1 go on with the first `counts` [B] of their tokens [B,T] and log-probabilities [B,T].
+
+        Returns:
+            How many tokens each has now.
+        """
+        rows, steps = token_ids.shape
+        lengths = self.lengths[:rows]
+        taken = np.arange(steps) < counts[:, None]  # [B,T]
+        where = (self._starts[:rows, None] + lengths[:, None] + np.arange(steps))[taken]
+        self._flat_tokens[where] = token_ids[taken]
+        self._flat_log_probabilities[where] = values[taken]
+        some = counts.nonzero()[0]
+        self.last_ids[some] = token_ids[some, counts[some] - 1]
+        lengths = (lengths + counts).astype(np.int32)
+        self.lengths[:rows] = lengths
+        return lengths
+
     def target_ids(self, row: int) -> list[int]:
         """A row's target tokens."""
         ids: list[int] = self.tokens[row, : self.lengths[row]].tolist()

@@ -72,6 +72,16 @@ class StepOutputs(NamedTuple):
     after the row's own source. It holds beyond the next step. None when it was not wanted."""
 
 
+class GreedyOutputs(NamedTuple):
+    """What a run of several steps of greedy search computed. The arrays hold until the next run."""
+
+    token_ids: npt.NDArray[np.int64]
+    """[B,T] the best token of each step, of equal ones that with the lowest id; what comes after an end of sentence, or
+    after the cache is full, is of no use."""
+    log_probabilities: npt.NDArray[np.float32]
+    """[B,T] their natural logarithms; the first that is no finite number says that the row's numbers are broken."""
+
+
 class Runner(Protocol):
     """Encodes sentences and decodes one step of rows 0..B-1 of a fixed slab.
 
@@ -103,6 +113,11 @@ class Runner(Protocol):
         """V: target token ids are 0..target_vocabulary_size-1."""
         ...
 
+    @property
+    def greedy_steps(self) -> int:
+        """T: steps that `decode_greedy` makes; 1: it cannot be asked."""
+        ...
+
     def padded_length(self, source_length: int) -> int:
         """Tokens the encoder computes for a source of that length, padding included."""
         ...
@@ -125,4 +140,9 @@ class Runner(Protocol):
 
     def decode_step(self, inputs: StepInputs) -> StepOutputs:
         """One step of every row: caches each row's token at its position and computes what may follow it."""
+        ...
+
+    def decode_greedy(self, inputs: StepInputs) -> GreedyOutputs:
+        """`greedy_steps` steps of every row, each with the best token of the one before it: the same numbers as by as
+        many steps. Neither more candidates nor attention can be asked for."""
         ...

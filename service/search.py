@@ -49,6 +49,10 @@ class _Step:
         self._num_asked = 0
         self._rows: list[tuple[list[int], list[float]]] | None = None
 
+    def first(self, row: int) -> tuple[int, float]:
+        """The best candidate of a row and its log-probability."""
+        return int(self.outputs.candidate_ids[row, 0]), float(self.outputs.candidate_log_probabilities[row, 0])
+
     def candidates(self, row: int) -> tuple[list[int], list[float]]:
         """The candidates of a row and their log-probabilities; those of all rows are made at once when many ask."""
         ids, values = self.outputs.candidate_ids, self.outputs.candidate_log_probabilities
@@ -159,7 +163,7 @@ class Search:
             return self._continuations(lane, row, step, 1)
         values = step.log_probabilities[row]
         if not math.isfinite(step.outputs.candidate_log_probabilities[row, 0]):
-            raise self.broken(row, step.outputs)
+            raise self.broken(row, *step.first(row))
         if lane.adjuster is None:
             adjusted = values.astype("float64")
         else:
@@ -175,23 +179,23 @@ class Search:
         """
         ids, values = step.candidates(row)
         if not math.isfinite(values[0]):
-            raise self.broken(row, step.outputs)
+            raise self.broken(row, *step.first(row))
         if lane.adjuster is None:
             return [(-value, token_id, value) for token_id, value in zip(ids[:count], values[:count], strict=True)]
         return lane.adjuster.best(self._store.target_ids(row), ids, values, step.log_probabilities[row], count)
 
-    def broken(self, row: int, outputs: StepOutputs) -> SearchError:
-        """What is said of a row whose numbers are broken."""
+    def broken(self, row: int, token_id: int, value: float) -> SearchError:
+        """What is said of a row whose numbers are broken: of its next token, and its log-probability."""
         return SearchError(
-            f"A log-probability must be finite, but is {outputs.candidate_log_probabilities[row, 0]} for token "
-            f"{outputs.candidate_ids[row, 0]} at position {self._store.lengths[row]}."
+            f"A log-probability must be finite, but is {value} for token {token_id} at position "
+            f"{self._store.lengths[row]}."
         )
 
     def _force(self, lane: Lane, row: int, token_id: int, step: _Step) -> list[Child]:
         """The prefix's token, whatever its probability."""
         value = float(step.log_probabilities[row, token_id])
         if not math.isfinite(value):
-            raise self.broken(row, step.outputs)
+            raise self.broken(row, *step.first(row))
         child = Child(row, token_id, value, float(self._store.scores[row]) + value)
         is_scored = lane.options.is_scoring and int(self._store.lengths[row]) + 1 == len(lane.options.target_prefix)
         if is_scored or self._is_end(lane, child):

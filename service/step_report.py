@@ -16,6 +16,8 @@ class StepReport(NamedTuple):
     """Target tokens that have become certain, of the sequences that want to be told."""
     num_rows: int
     """Rows that decoded; 0 when no decoding step ran."""
+    num_steps: int
+    """Decoding steps of the run: one, or several of greedy search; 0 when none ran."""
     num_admitted: int
     """Sequences that joined the batch."""
     num_dropped: int
@@ -27,7 +29,7 @@ class StepReport(NamedTuple):
     num_waiting: int
     """Sequences that wait after the step."""
     num_target_tokens: int
-    """Target positions decided: one for each sequence that decoded, however many rows it has."""
+    """Target positions decided: one for each sequence and step, however many rows it has, and none after its end."""
     num_source_tokens: int
     """Source tokens encoded, without padding."""
     num_padded_source_tokens: int
@@ -35,7 +37,7 @@ class StepReport(NamedTuple):
     encode_seconds: float
     """Duration of the encoder run; 0.0 when nothing was encoded."""
     decode_seconds: float
-    """Duration of the decoding step in the runner; 0.0 when none ran."""
+    """Duration of the decoding run in the runner; 0.0 when none ran."""
     step_seconds: float
     """Duration of the whole step."""
     encode_error: Exception | None

@@ -65,8 +65,9 @@ def some_options(chance: random.Random) -> DecodingOptions:
     return random_options(chance, vocabulary_size=VOCABULARY_SIZE, max_target_tokens=MAX_TARGET_TOKENS, max_beam_size=5)
 
 
-def new_runner() -> FakeRunner:
+def new_runner(greedy_steps: int = 1) -> FakeRunner:
     return FakeRunner(
+        greedy_steps=greedy_steps,
         max_rows=MAX_ROWS,
         max_source_tokens=MAX_SOURCE_TOKENS,
         max_target_tokens=MAX_TARGET_TOKENS,
@@ -126,10 +127,14 @@ def everything(hypotheses: list[Hypothesis]) -> list[object]:
 class EngineMachine(RuleBasedStateMachine):
     """Drives an engine at random, with failures, and keeps its own account of everything."""
 
+    greedy_steps = 1
+    plain_share = 0.0
+    """Of the sequences, how many ask for plain greedy search at the least, and not to be told of progress."""
+
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
-        self.runner = new_runner()
+        self.runner = new_runner(self.greedy_steps)
         self.engine = Engine.over(
             self.runner,
             max_waiting_sequences=MAX_WAITING,
@@ -163,15 +168,18 @@ class EngineMachine(RuleBasedStateMachine):
     @rule(seed=st.integers(0, 10**6), count=st.integers(1, 4), patience=st.none() | st.integers(0, 40))
     def submit(self, seed: int, count: int, patience: int | None) -> None:
         chance = random.Random(seed)
-        made = [
-            Sequence(
+        made = []
+        for _ in range(count):
+            is_plain = chance.random() < self.plain_share
+            sequence = Sequence(
                 source_ids=(*chance.choices(range(4, 99), k=chance.randrange(MAX_SOURCE_TOKENS)), EOS_ID),
-                options=some_options(chance),
+                options=DecodingOptions(max_target_tokens=chance.choice([None, 4]))
+                if is_plain
+                else some_options(chance),
                 deadline=None if patience is None else self.now + patience,
-                on_progress=self.note_progress if chance.random() < 0.5 else None,
+                on_progress=self.note_progress if not is_plain and chance.random() < 0.5 else None,
             )
-            for _ in range(count)
-        ]
+            made.append(sequence)
         num_tokens = sum(sequence.num_source_tokens for sequence in [*self.waiting, *made])
         fits = len(self.waiting) + len(made) <= MAX_WAITING and num_tokens <= MAX_WAITING_TOKENS
         try:
@@ -344,5 +352,14 @@ class EngineMachine(RuleBasedStateMachine):
         assert self.runner.violations == []
 
 
+class SeveralStepsMachine(EngineMachine):
+    """The same with a runner that makes several greedy steps in a run, and enough who want no more than that."""
+
+    greedy_steps = 3
+    plain_share = 0.9
+
+
+TestSeveralSteps = SeveralStepsMachine.TestCase
+TestSeveralSteps.settings = settings(max_examples=100, stateful_step_count=40, deadline=None, derandomize=True)
 TestEngine = EngineMachine.TestCase
 TestEngine.settings = settings(max_examples=200, stateful_step_count=40, deadline=None, derandomize=True)

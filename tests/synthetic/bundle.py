@@ -1,10 +1,10 @@
 """A bundle whose translations are known beforehand, made without training: it copies the source, or turns it round.
 
-The graphs are real (GroupQueryAttention on a slab, the signature of format version 2) and so is the arithmetic: soft
-attention, layer norms, a feed-forward network and noise from random matrices. Only the weights are arranged. Each
-target position asks, by its position vector, for the source position that it copies; the value found there is that
-token's embedding. All else (the self-attention over the past, the sentence's mean, the noise) is too small to change a
-token and large enough to change a score's bits, so what is mixed up shows.
+The graphs are real (GroupQueryAttention on a slab, the signature of the newest format version) and so is the
+arithmetic: soft attention, layer norms, a feed-forward network and noise from random matrices. Only the weights are
+arranged. Each target position asks, by its position vector, for the source position that it copies; the value found
+there is that token's embedding. All else (the self-attention over the past, the sentence's mean, the noise) is too
+small to change a token and large enough to change a score's bits, so what is mixed up shows.
 
     python -m tests.synthetic.bundle DIRECTORY [--reverse] [--feed-forward 8192]
 """
@@ -24,8 +24,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export.bundle_writer import new_directory, seal
 from export.candidates_graph import candidates_to_onnx
+from export.greedy_graph import greedy_to_onnx
 from service import graph_signature as names
-from service.bundle import CANDIDATES_NAME, DECODER_NAME, ENCODER_NAME, TOKENIZER_DIRECTORY
+from service.bundle import CANDIDATES_NAME, DECODER_NAME, ENCODER_NAME, GREEDY_NAME, TOKENIZER_DIRECTORY
 from service.graph_signature import VOCABULARY_MULTIPLE, Architecture, GraphSignature, TensorSignature
 from service.manifest import FORMAT_VERSION, CreatedBy, Manifest, Recipe
 from service.tokenizer import Tokenizer
@@ -58,6 +59,8 @@ class SyntheticOptions:
     """H: attention heads."""
     head_width: int = 64
     """K: width of a head."""
+    greedy_steps: int = 3
+    """T: steps of greedy search in one run; 1: the bundle has no graph for it."""
     feed_forward: int = 64
     """F: width of the feed-forward network; thousands make each step slow."""
     max_positions: int = 512
@@ -109,6 +112,9 @@ def build_synthetic_bundle(directory: Path, options: SyntheticOptions | None = N
         encoder, decoder = _Graphs(architecture, options).build()
         (building / ENCODER_NAME).write_bytes(encoder.SerializeToString())
         (building / DECODER_NAME).write_bytes(decoder.SerializeToString())
+        if options.greedy_steps > 1:
+            greedy = greedy_to_onnx(decoder, options.greedy_steps, options.max_positions)
+            (building / GREEDY_NAME).write_bytes(greedy.SerializeToString())
         candidates = candidates_to_onnx(GraphSignature.of(architecture), ONNX_OPSET)
         (building / CANDIDATES_NAME).write_bytes(candidates.SerializeToString())
         seal(building, _manifest(architecture, options))
@@ -138,7 +144,8 @@ def _manifest(architecture: Architecture, options: SyntheticOptions) -> Manifest
         precision="fp32",
         recipe=Recipe(operator="MatMul", bits=32, activations="float32", embedding="float32", opset=ONNX_OPSET),
         architecture=architecture,
-        signature=GraphSignature.of(architecture),
+        signature=GraphSignature.of(architecture, greedy_steps=options.greedy_steps),
+        greedy_steps=options.greedy_steps,
         alignment_layer=architecture.decoder_layers - 1,
         files={},
         parity=None,

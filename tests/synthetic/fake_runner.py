@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from service.runner import EncodedBatch, EncodedSource, StepInputs, StepOutputs
+from service.runner import EncodedBatch, EncodedSource, GreedyOutputs, StepInputs, StepOutputs
 from service.tokenizer import BOS_ID, EOS_ID, PAD_ID
 
 NUM_HEADS = 2
@@ -141,8 +141,10 @@ class FakeRunner:
         max_target_tokens: int = 40,
         source_vocabulary_size: int = 1000,
         language: Language | None = None,
+        greedy_steps: int = 1,
     ) -> None:
         self.language = language or Copies(source_vocabulary_size)
+        self.greedy_steps = greedy_steps
         self.max_rows = max_rows
         self.max_source_tokens = max_source_tokens
         self.max_target_tokens = max_target_tokens
@@ -235,6 +237,24 @@ class FakeRunner:
             candidate_log_probabilities=np.take_along_axis(log_probabilities, order, axis=1),
             log_probabilities=log_probabilities,
             attention=attention,
+        )
+
+    def decode_greedy(self, inputs: StepInputs) -> GreedyOutputs:
+        """As many steps, each with the best token of the one before; a row at the end of its cache stays."""
+        if self.greedy_steps == 1 or inputs.num_candidates != 1 or inputs.with_attention:
+            self.violations.append("several greedy steps were asked for more than the best tokens")
+        before, run = self.before_step, len(self.rows_per_step)
+        found: list[StepOutputs] = []
+        for step in range(self.greedy_steps):
+            last = found[-1].candidate_ids[:, 0] if found else inputs.target_ids
+            past = np.minimum(inputs.past_lengths + step, self.max_target_tokens - 1).astype(np.int32)
+            found.append(self.decode_step(inputs._replace(target_ids=last, past_lengths=past)))
+            self.before_step = nothing  # it is one run
+        self.before_step = before
+        del self.rows_per_step[run + 1 :]
+        return GreedyOutputs(
+            np.concatenate([each.candidate_ids for each in found], axis=1),
+            np.concatenate([each.candidate_log_probabilities for each in found], axis=1),
         )
 
     def _check(self, inputs: StepInputs) -> None:

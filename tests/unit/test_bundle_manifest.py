@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from service.graph_signature import LANE_INPUTS, Architecture, GraphSignature, TensorSignature
-from service.manifest import DecodingDefaults, Manifest, ManifestError
+from service.manifest import FORMAT_VERSION, OLDEST_FORMAT_VERSION, DecodingDefaults, Manifest, ManifestError
 from service.options import DecodingOptions
 from service.pb.translation.v1 import translation_pb2 as pb
 
-FIXTURE = Path(__file__).parents[1] / "data" / "bundle-v2" / "manifest.json"
+DATA = Path(__file__).parents[1] / "data"
+FIXTURE = DATA / "bundle-v2" / "manifest.json"
 ARCHITECTURE = Architecture(
     width=8,
     heads=2,
@@ -41,11 +42,19 @@ def problems_of(fields: dict[str, Any]) -> list[str]:
     return caught.value.problems
 
 
-def test_written_and_read_back_is_the_same(fields: dict[str, Any]) -> None:
-    manifest = Manifest.from_json(FIXTURE.read_text(encoding="utf-8"))
+@pytest.mark.parametrize("version", range(OLDEST_FORMAT_VERSION, FORMAT_VERSION + 1))
+def test_written_and_read_back_is_the_same(version: int) -> None:
+    text = (DATA / f"bundle-v{version}" / "manifest.json").read_text(encoding="utf-8")
+    manifest = Manifest.from_json(text)
     assert Manifest.from_json(manifest.to_json()) == manifest
-    fields["recipe"]["caches"] = "float32"  # which bundles made before there were others do not say
-    assert manifest.to_json() == json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
+    assert manifest.format_version == version
+    assert (manifest.to_json() == text) == (version == FORMAT_VERSION)  # older ones lack what came later
+
+
+def test_what_an_older_version_does_not_say_is_as_it_was_then() -> None:
+    manifest = Manifest.from_json(FIXTURE.read_text(encoding="utf-8"))
+    assert (manifest.recipe.caches, manifest.signature.cache_dtype) == ("float32", "float32")
+    assert (manifest.greedy_steps, manifest.signature.greedy_inputs, manifest.signature.greedy_outputs) == (1, (), ())
 
 
 def test_caches_are_floats_or_bytes_all_of_them(fields: dict[str, Any]) -> None:
@@ -208,3 +217,30 @@ def test_every_difference_from_the_signature_is_named() -> None:
         "`scores` among the decoder's outputs is not known.",
         "`log_probabilities` must be among the decoder's outputs, but is missing.",
     ]
+
+
+def test_the_graph_of_several_greedy_steps_has_caches_for_each() -> None:
+    one, three = (GraphSignature.of(ARCHITECTURE, greedy_steps=steps) for steps in (1, 3))
+    assert (one.greedy_inputs, one.greedy_outputs) == ((), ())
+    assert three.greedy_inputs == three.decoder_inputs
+    ids, log_probabilities, *caches = three.greedy_outputs
+    assert (ids.name, ids.dtype, ids.axes) == ("greedy_ids", "int64", ("B", 3))
+    assert (log_probabilities.name, log_probabilities.axes) == ("greedy_log_probabilities", ("B", 3))
+    assert len(caches) == 3 * 4 * ARCHITECTURE.decoder_layers
+    assert len({tensor.name for tensor in caches}) == len(caches)
+    inputs, outputs = arguments(three.greedy_inputs), arguments(three.greedy_outputs)
+    assert three.check_greedy(inputs, outputs) == []
+    del outputs[-1]
+    assert len(three.check_greedy(inputs, outputs)) == 1
+
+
+@pytest.mark.parametrize("steps", [0, 17])
+def test_greedy_steps_are_within_bounds(fields: dict[str, Any], steps: int) -> None:
+    fields["greedy_steps"] = steps
+    assert problems_of(fields) == [f"`greedy_steps` must be between 1 and 16, but is {steps}."]
+
+
+def test_greedy_steps_are_those_of_the_signature() -> None:
+    fields = json.loads((DATA / "bundle-v3" / "manifest.json").read_text(encoding="utf-8"))
+    fields["greedy_steps"] += 1
+    assert problems_of(fields) == ["`signature` must be that of `architecture`, but is not."]

@@ -54,6 +54,7 @@ def report(*sequences: Sequence, num_rows: int = 3, encode_error: Exception | No
         finished=list(sequences),
         progress=[],
         num_rows=num_rows,
+        num_steps=1,
         num_admitted=2,
         num_dropped=0,
         num_dropped_steps=0,

@@ -359,12 +359,12 @@ def test_the_engine_survives_a_graph_that_fails() -> None:
     running = Sequence(source_ids=source(9))
     engine.submit([running])
     engine.step()
-    (binding,) = runner._bindings.values()
-    binding.clear_binding_inputs()  # the next step of one row lacks its inputs
+    (bound,) = runner._greedy_bindings.values()
+    bound.binding.clear_binding_inputs()  # the next run of one row lacks its inputs
     report = engine.step()
     assert report.decode_error is not None
     assert running.finish_reason is FinishReason.FAILED
-    runner._bindings.clear()
+    runner._greedy_bindings.clear()
     later = Sequence(source_ids=source(9))
     engine.run_to_completion([later])
     assert later.target_ids == expected_tokens(later.source_ids)
