@@ -337,7 +337,7 @@ def test_a_failed_search_in_arrays_fails_the_lanes_it_was_given(monkeypatch: pyt
     def broken(*_given: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("service.engine.advance_lanes", broken)
+    monkeypatch.setattr("service.commit.advance_lanes", broken)
     runner = FakeRunner(max_rows=6)
     engine = Engine.over(runner)
     beams = [Sequence(source_ids=(8 + number, EOS_ID), options=DecodingOptions(beam_size=2)) for number in range(2)]
