@@ -6,8 +6,9 @@
     manifest.json       what the bundle is, with the SHA-256 of every file above
     manifest.sha256     the SHA-256 of manifest.json, as `sha256sum` writes it
 
-Whether the graphs have the inputs and outputs that the manifest says is checked where they are opened, in
-`service.model_runner`, with `bundle.manifest.signature`.
+Each file is read once: the bytes that were verified are the bytes that are used, whatever happens to the directory
+meanwhile. Whether the graphs have the inputs and outputs that the manifest says is checked where they are opened, in
+`service.graphs`, with `bundle.manifest.signature`.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from service.graph_signature import Architecture, GraphSignature
@@ -56,6 +57,9 @@ class Bundle:
     """SHA-256 of `manifest.json`, and so of the whole bundle."""
     tokenizer: Tokenizer
     """Its tokenizer."""
+    files: Mapping[str, bytes] = field(repr=False)
+    """The verified bytes of every file that the manifest names, by path: what graphs are opened from. They stay in
+    memory as long as this object does."""
 
     @property
     def encoder_path(self) -> Path:
@@ -121,18 +125,27 @@ def load_bundle(directory: str | Path) -> Bundle:
         problems += error.problems
     if manifest is None:
         raise BundleError(directory, problems)
-    problems += _check_files(directory, manifest, present)
-    if problems:  # what does not match its checksum is not opened
+    files = _read_files(directory, manifest, present, problems)
+    if problems:  # what does not match its checksum is not used
         raise BundleError(directory, problems)
+    tokenizer_files = {
+        path.name: content
+        for path, content in ((PurePosixPath(name), content) for name, content in files.items())
+        if path.parent == PurePosixPath(TOKENIZER_DIRECTORY)
+    }
     try:
-        tokenizer = Tokenizer.load(directory / TOKENIZER_DIRECTORY)
+        tokenizer = Tokenizer.from_files(tokenizer_files, where=directory / TOKENIZER_DIRECTORY)
     except TokenizerError as error:
         raise BundleError(directory, [str(error)]) from error
     problems = _check_tokenizer(manifest, tokenizer)
     if problems:
         raise BundleError(directory, problems)
     return Bundle(
-        directory=directory, manifest=manifest, digest=hashlib.sha256(manifest_bytes).hexdigest(), tokenizer=tokenizer
+        directory=directory,
+        manifest=manifest,
+        digest=hashlib.sha256(manifest_bytes).hexdigest(),
+        tokenizer=tokenizer,
+        files=files,
     )
 
 
@@ -164,15 +177,16 @@ def _read_small(path: Path, problems: list[str]) -> bytes | None:
         return None
 
 
-def _check_files(directory: Path, manifest: Manifest, present: set[str]) -> list[str]:
-    """Every difference between the files that the manifest names and those that are there."""
-    problems = []
+def _read_files(directory: Path, manifest: Manifest, present: set[str], problems: list[str]) -> dict[str, bytes]:
+    """The files that the manifest names and that are what it says; `problems` grows by every difference between those
+    that it names and those that are there."""
     optional = (GREEDY_NAME,) if manifest.greedy_steps > 1 else ()
     for required in (ENCODER_NAME, DECODER_NAME, CANDIDATES_NAME, *optional):
         if required not in manifest.files:
             problems.append(f"`files` must name {required}, but does not.")
     for extra in sorted(present - manifest.files.keys() - {MANIFEST_NAME, CHECKSUM_NAME}):
         problems.append(f"{extra} must be named in the manifest, but is not.")
+    files = {}
     for name, record in manifest.files.items():
         path_problem = _path_problem(name)
         if path_problem:
@@ -180,8 +194,10 @@ def _check_files(directory: Path, manifest: Manifest, present: set[str]) -> list
         elif name not in present:
             problems.append(f"{name} must exist, but is missing.")
         else:
-            problems += _check_file(directory / name, name, record)
-    return problems
+            content = _read_file(directory / name, name, record, problems)
+            if content is not None:
+                files[name] = content
+    return files
 
 
 def _path_problem(name: str) -> str | None:
@@ -194,18 +210,23 @@ def _path_problem(name: str) -> str | None:
     return None
 
 
-def _check_file(path: Path, name: str, record: FileRecord) -> list[str]:
+def _read_file(path: Path, name: str, record: FileRecord, problems: list[str]) -> bytes | None:
+    """The bytes of a file that must be what the manifest says; None with a problem otherwise."""
     try:
-        size = path.stat().st_size
-        if size != record.num_bytes:
-            return [f"{name} must have {record.num_bytes} bytes, but has {size}: the file was altered."]
         with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            size = os.fstat(file.fileno()).st_size
+            content = file.read() if size == record.num_bytes else b""
     except OSError as error:
-        return [f"{name} must be readable, but is not: {error.strerror}."]
+        problems.append(f"{name} must be readable, but is not: {error.strerror}.")
+        return None
+    if size != record.num_bytes:
+        problems.append(f"{name} must have {record.num_bytes} bytes, but has {size}: the file was altered.")
+        return None
+    digest = hashlib.sha256(content).hexdigest()
     if digest != record.sha256:
-        return [f"The SHA-256 of {name} must be {record.sha256}, but is {digest}: the file was altered."]
-    return []
+        problems.append(f"The SHA-256 of {name} must be {record.sha256}, but is {digest}: the file was altered.")
+        return None
+    return content
 
 
 def _check_tokenizer(manifest: Manifest, tokenizer: Tokenizer) -> list[str]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import onnxruntime
 
-from service.bundle import Bundle
+from service.bundle import CANDIDATES_NAME, DECODER_NAME, ENCODER_NAME, GREEDY_NAME, Bundle
 
 PROVIDERS = {"cpu": "CPUExecutionProvider"}
+_EXTERNAL_DATA_SUFFIX = ".onnx.data"
 
 
 class ModelRunnerError(RuntimeError):
@@ -30,7 +31,7 @@ class Graphs:
 
 
 def open_graphs(bundle: Bundle, *, num_threads: int, provider: str = "cpu", allow_spinning: bool = False) -> Graphs:
-    """Opens a bundle's graphs.
+    """Opens a bundle's graphs from the bytes that were verified; nothing is read from its directory.
 
     Args:
         bundle: verified files.
@@ -51,14 +52,16 @@ def open_graphs(bundle: Bundle, *, num_threads: int, provider: str = "cpu", allo
         problems.append(f"`provider` must be one of {sorted(PROVIDERS)}, but is {provider!r}.")
     if problems:
         raise ModelRunnerError(" ".join(problems))
+
+    def opened(name: str, *, num_threads: int = num_threads, allow_spinning: bool = allow_spinning) -> Any:
+        return _open_session(bundle, name, provider, num_threads=num_threads, allow_spinning=allow_spinning)
+
     graphs = Graphs(
-        encoder=_open_session(bundle.encoder_path, provider, num_threads=num_threads, allow_spinning=allow_spinning),
-        decoder=_open_session(bundle.decoder_path, provider, num_threads=num_threads, allow_spinning=allow_spinning),
+        encoder=opened(ENCODER_NAME),
+        decoder=opened(DECODER_NAME),
         # A step's candidates take a tenth of a millisecond: nothing to share out among threads.
-        candidates=_open_session(bundle.candidates_path, provider, num_threads=1, allow_spinning=False),
-        greedy=None
-        if bundle.greedy_path is None
-        else _open_session(bundle.greedy_path, provider, num_threads=num_threads, allow_spinning=allow_spinning),
+        candidates=opened(CANDIDATES_NAME, num_threads=1, allow_spinning=False),
+        greedy=opened(GREEDY_NAME) if bundle.manifest.greedy_steps > 1 else None,
     )
     problems = [
         *bundle.signature.check_encoder(graphs.encoder.get_inputs(), graphs.encoder.get_outputs()),
@@ -77,7 +80,7 @@ def runtime_version() -> str:
     return str(onnxruntime.__version__)
 
 
-def _open_session(path: Path, provider: str, *, num_threads: int, allow_spinning: bool) -> Any:
+def _open_session(bundle: Bundle, name: str, provider: str, *, num_threads: int, allow_spinning: bool) -> Any:
     """A session with the service's options.
 
     Raises:
@@ -87,9 +90,13 @@ def _open_session(path: Path, provider: str, *, num_threads: int, allow_spinning
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if allow_spinning else "0")
+    # Weights that are stored apart come from the bundle's own files, or the graph is refused: never from a disk.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
+    apart = {path: content for path, content in bundle.files.items() if path.endswith(_EXTERNAL_DATA_SUFFIX)}
+    if apart:
+        sizes = [len(content) for content in apart.values()]
+        options.add_external_initializers_from_files_in_memory(list(apart), list(apart.values()), sizes)
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=[PROVIDERS[provider]])
+        return onnxruntime.InferenceSession(bundle.files[name], options, providers=[PROVIDERS[provider]])
     except Exception as error:  # the runtime's exceptions have no common base but Exception
-        raise ModelRunnerError(
-            f"{path.name} must be a graph that ONNX Runtime can load, but is not: {error}"
-        ) from error
+        raise ModelRunnerError(f"{name} must be a graph that ONNX Runtime can load, but is not: {error}") from error

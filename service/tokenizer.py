@@ -17,7 +17,7 @@ import codecs
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -277,13 +277,21 @@ class Tokenizer:
             TokenizerError: if a file is missing, does not match its checksum, or is not what it must be.
         """
         directory = Path(directory)
-        manifest_path = directory / MANIFEST_NAME
+        paths = (directory / name for name in (MANIFEST_NAME, SOURCE_MODEL_NAME, TARGET_MODEL_NAME))
+        return cls.from_files({path.name: path.read_bytes() for path in paths if path.is_file()}, where=directory)
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, bytes], *, where: Path) -> Tokenizer:
+        """A tokenizer from the bytes of a directory's files, by name. `where` is the directory, for messages.
+
+        Raises:
+            TokenizerError: as `load`.
+        """
+        if MANIFEST_NAME not in files:
+            raise TokenizerError(f"A tokenizer directory must have {MANIFEST_NAME}, but {where} has none.")
+        manifest_path = where / MANIFEST_NAME
         try:
-            text = manifest_path.read_text(encoding="utf-8")
-        except FileNotFoundError as error:
-            raise TokenizerError(
-                f"A tokenizer directory must have {MANIFEST_NAME}, but {directory} has none."
-            ) from error
+            text = files[MANIFEST_NAME].decode("utf-8")
         except UnicodeDecodeError as error:
             raise TokenizerError(f"{manifest_path} must be UTF-8, but is not: {error}") from error
         manifest = TokenizerManifest.from_json(text, where=str(manifest_path))
@@ -291,18 +299,17 @@ class Tokenizer:
         sides: dict[str, _Side] = {}
         problems: list[str] = []
         for name in names:
-            path = directory / name
-            if not path.is_file():
+            path = where / name
+            if name not in files:
                 problems.append(f"{path} must exist, but does not.")
                 continue
-            model = path.read_bytes()
-            digest = hashlib.sha256(model).hexdigest()
+            digest = hashlib.sha256(files[name]).hexdigest()
             if digest != manifest.sha256.get(name):
                 wanted = manifest.sha256.get(name)
                 problems.append(f"The SHA-256 of {path} must be {wanted}, but is {digest}: the file was altered.")
                 continue
             try:
-                sides[name] = _Side(model, manifest.reserved_symbols, where=str(path))
+                sides[name] = _Side(files[name], manifest.reserved_symbols, where=str(path))
             except TokenizerError as error:
                 problems.append(str(error))
         if problems:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.bundle import MAX_MANIFEST_BYTES, BundleError, load_bundle, manifest_checksum_line
+from service.tokenizer import Tokenizer
 
 FIXTURE = Path(__file__).parents[1] / "data" / "bundle-v2"
 FILES = sorted(path.relative_to(FIXTURE).as_posix() for path in FIXTURE.rglob("*") if path.is_file())
@@ -52,6 +53,23 @@ def test_a_whole_bundle_loads(bundle: Path) -> None:
     assert loaded.decoder_path.is_file()
     assert loaded.tokenizer.target_vocab_size == loaded.architecture.target_tokens
     load_bundle(str(bundle))  # a path may be text
+
+
+def test_files_are_kept_as_they_were_verified(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = {name: (bundle / name).read_bytes() for name in FILES if name not in ("manifest.json", "manifest.sha256")}
+    verified = Tokenizer.from_files
+
+    def damage_first(files: Mapping[str, bytes], *, where: Path) -> Tokenizer:
+        """Damages every file when all were verified and none is used yet."""
+        for name in FILES:
+            (bundle / name).write_bytes(b"damaged")
+        return verified(files, where=where)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Tokenizer, "from_files", damage_first)
+        loaded = load_bundle(bundle)
+    assert loaded.files == wanted
+    assert loaded.tokenizer.encode_source("a") == Tokenizer.load(FIXTURE / "tokenizer").encode_source("a")
 
 
 @settings(max_examples=150)

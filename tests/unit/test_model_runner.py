@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import pytest
 
-from service.bundle import DECODER_NAME, ENCODER_NAME, Bundle
+from export.bundle_writer import seal
+from service.bundle import DECODER_NAME, ENCODER_NAME, GREEDY_NAME, Bundle, load_bundle
 from service.engine import Engine
 from service.graph_signature import SOURCE_MULTIPLE
 from service.graphs import Graphs, ModelRunnerError, open_graphs
@@ -326,11 +328,10 @@ def test_runners_that_share_graphs_do_not_touch_each_other() -> None:
             assert second.result() == alone[::-1]
 
 
-def damaged(tmp_path: Path) -> Bundle:
-    """A copy of the bundle whose files a test may change: the loader's checks are past."""
-    bundle = synthetic_bundle(COPY)
-    shutil.copytree(bundle.directory, tmp_path / "copy")
-    return dataclasses.replace(bundle, directory=tmp_path / "copy")
+def with_files(bundle: Bundle, **changed: bytes) -> Bundle:
+    """A bundle as it would be with other bytes: the loader's checks are past."""
+    names = {"encoder": ENCODER_NAME, "decoder": DECODER_NAME}
+    return dataclasses.replace(bundle, files={**bundle.files, **{names[key]: changed[key] for key in changed}})
 
 
 def refusal(bundle: Bundle) -> str:
@@ -339,18 +340,62 @@ def refusal(bundle: Bundle) -> str:
     return str(refused.value)
 
 
-def test_a_graph_that_is_none_is_refused(tmp_path: Path) -> None:
-    bundle = damaged(tmp_path)
-    bundle.encoder_path.write_bytes(b"no graph")
+def test_a_graph_that_is_none_is_refused() -> None:
+    bundle = with_files(synthetic_bundle(COPY), encoder=b"no graph")
     assert "encoder.onnx must be a graph that ONNX Runtime can load" in refusal(bundle)
 
 
-def test_graphs_of_another_signature_are_refused(tmp_path: Path) -> None:
-    bundle = damaged(tmp_path)
-    shutil.copy(bundle.directory / DECODER_NAME, bundle.directory / ENCODER_NAME)
-    message = refusal(bundle)
+def test_graphs_of_another_signature_are_refused() -> None:
+    bundle = synthetic_bundle(COPY)
+    message = refusal(with_files(bundle, encoder=bundle.files[DECODER_NAME]))
     assert "`source_ids` must be among the encoder's inputs, but is missing" in message
     assert "`log_probabilities` among the encoder's outputs is not known" in message
+
+
+def with_weights_apart(directory: Path) -> Path:
+    """A copy of the bundle whose graphs keep their weights in files of their own."""
+    bundle = synthetic_bundle(COPY)
+    shutil.copytree(bundle.directory, directory)
+    for name in (ENCODER_NAME, DECODER_NAME, GREEDY_NAME):
+        graph = onnx.load(directory / name)
+        onnx.save_model(
+            graph, directory / name, save_as_external_data=True, location=f"{name}.data", size_threshold=1024
+        )
+    seal(directory, bundle.manifest)
+    return directory
+
+
+def decoded_tokens(bundle: Bundle) -> list[list[int]]:
+    runner = OnnxModelRunner(bundle, max_rows=4, max_source_tokens=64, max_target_tokens=64)
+    sequences = [Sequence(source_ids=source(5 + 3 * seed, seed=seed)) for seed in range(4)]
+    Engine.over(runner).run_to_completion(sequences)
+    assert [each.target_ids for each in sequences] == [expected_tokens(each.source_ids) for each in sequences]
+    return [[*each.target_ids, *each.token_log_probabilities] for each in sequences]  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("is_apart", [False, True])
+def test_what_is_run_is_what_was_verified(tmp_path: Path, is_apart: bool) -> None:
+    directory = tmp_path / "bundle"
+    if is_apart:
+        with_weights_apart(directory)
+    else:
+        shutil.copytree(synthetic_bundle(COPY).directory, directory)
+    bundle = load_bundle(directory)
+    for path in directory.rglob("*"):
+        if path.is_file():
+            path.write_bytes(bytes(path.stat().st_size))
+    assert decoded_tokens(bundle) == decoded_tokens(synthetic_bundle(COPY))
+
+
+def test_weights_that_no_manifest_names_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = with_weights_apart(tmp_path / "bundle")
+    monkeypatch.chdir(directory)  # where the runtime would look by itself
+    bundle = load_bundle(directory)
+    names = {f"{name}.data" for name in (ENCODER_NAME, DECODER_NAME, GREEDY_NAME)}
+    assert names < bundle.files.keys()
+    for missing in (names, {f"{ENCODER_NAME}.data"}):
+        files = {name: content for name, content in bundle.files.items() if name not in missing}
+        assert "encoder.onnx must be a graph" in refusal(dataclasses.replace(bundle, files=files))
 
 
 def test_the_engine_survives_a_graph_that_fails() -> None:
