@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from service.config import Config
 from service.pb.translation.v1 import translation_pb2 as pb
@@ -30,14 +31,26 @@ class CatalogView:
     """Checks requests against them."""
     info: pb.GetServerInfoResponse
     """What GetServerInfo says of them."""
+    defaults: Mapping[str, str] = field(default_factory=dict)
+    """Name of the model that is taken for a language pair, where that is not the first by name."""
 
     @classmethod
-    def of(cls, models: Sequence[ServedModel], config: Config, *, clock: Callable[[], float]) -> CatalogView:
-        """The view of these models. `clock` gives the monotonic seconds of the calls' deadlines."""
+    def of(
+        cls,
+        models: Sequence[ServedModel],
+        config: Config,
+        *,
+        clock: Callable[[], float],
+        defaults: Mapping[str, str] = MappingProxyType({}),
+    ) -> CatalogView:
+        """The view of these models. `clock` gives the monotonic seconds of the calls' deadlines; a default that is
+        not served means nothing until it is."""
+        translator = Translator(models, config.limits, clock=clock, defaults=defaults)
         return cls(
             models=tuple(models),
-            translator=Translator(models, config.limits, clock=clock),
-            info=server_info(config, models),
+            translator=translator,
+            info=server_info(config, models, defaults=translator.defaults),
+            defaults=dict(defaults),
         )
 
 

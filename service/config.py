@@ -59,6 +59,9 @@ class ServerConfig:
     """host:port of the Prometheus page; empty: none."""
     models: str = "models"
     """Directory of bundles: each sub-directory with a file of one is served, unless its name begins with a dot."""
+    default_models: str = ""
+    """PAIR=NAME,...: the model that is taken where a call names only the language pair, as in en-zh. Left out: the first
+    by name."""
     reflection: bool = True
     """Whether tools such as grpcurl may ask for the interface."""
     max_message_bytes: int = _setting(4 * 2**20, least=1024, most=2**31 - 1)

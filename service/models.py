@@ -1,6 +1,6 @@
 """From a folder of bundles to models that decode: verify, open, prove, and give each its engine."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,14 +83,17 @@ def find_bundles(directory: str | Path) -> list[Path]:
     return found
 
 
-def open_model(directory: str | Path, config: EngineConfig) -> OpenedModel:
-    """Verifies a bundle, opens its graphs and probes them.
+def open_model(
+    directory: str | Path, config: EngineConfig, *, admit: Callable[[Bundle], None] = lambda _: None
+) -> OpenedModel:
+    """Verifies a bundle, opens its graphs and probes them. `admit` may raise when it was read, before it is opened.
 
     Raises:
         BundleError: listing every problem of the files.
         ModelsError: when the graphs cannot be run as configured, or sources could not be split short enough for them.
     """
     bundle = load_bundle(directory)
+    admit(bundle)
     num_workers, num_threads = choose_workers(config, cpu_budget().num_threads)
     most = bundle.architecture.max_positions
     if most < MIN_SOURCE_TOKENS:
@@ -138,32 +141,78 @@ def _open_graphs(bundle: Bundle, config: EngineConfig, num_threads: int) -> Grap
     return open_graphs(bundle, num_threads=num_threads, provider=config.provider, allow_spinning=config.allow_spinning)
 
 
+def load_model(
+    directory: str | Path,
+    config: Config,
+    *,
+    deliver: Callable[[list[Delivery]], None],
+    observe: Callable[[StepReport], None],
+    admit: Callable[[Bundle], None] = lambda _: None,
+) -> ServedModel:
+    """The model of one bundle, its engine loop not yet started. Takes a second or more.
+
+    Raises:
+        BundleError, ModelsError: as `open_model`, or when it fails the same-bytes probe.
+        Exception: what `admit` raises.
+    """
+    model = open_model(directory, config.engine, admit=admit)
+    if config.engine.require_same_bytes and not model.probe.is_same_bytes:
+        raise ModelsError([f"{directory}: {same_bytes_problem(model.probe)}"])
+    return _serve(model, config.limits, config.engine, deliver, observe)
+
+
 def load_models(
     config: Config, *, deliver: Callable[[list[Delivery]], None], observe: Callable[[StepReport], None]
 ) -> list[ServedModel]:
     """Every model of the configured directory, its engine loop not yet started. Takes seconds.
 
     Raises:
-        ModelsError: listing the problems of every bundle, or that two models have one name.
+        ModelsError: listing the problems of every bundle, that two models have one name, or that a default is none of
+            them.
     """
     problems: list[str] = []
-    opened: list[OpenedModel] = []
+    models: list[ServedModel] = []
     for directory in find_bundles(config.server.models):
         try:
-            model = open_model(directory, config.engine)
+            models.append(load_model(directory, config, deliver=deliver, observe=observe))
         except (BundleError, ModelsError) as error:
             problems.append(str(error))
-            continue
-        if config.engine.require_same_bytes and not model.probe.is_same_bytes:
-            problems.append(f"{directory}: {same_bytes_problem(model.probe)}")
-        opened.append(model)
-    names = [model.bundle.manifest.name for model in opened]
+    names = [model.name for model in models]
     problems += [f"Models must have names of their own, but {name} is there twice." for name in sorted({
         name for name in names if names.count(name) > 1
     })]  # fmt: skip
+    if not problems:
+        try:
+            problems += _default_problems(default_models(config), models)
+        except ModelsError as error:
+            problems += error.problems
     if problems:
         raise ModelsError(problems)
-    return [_serve(model, config.limits, config.engine, deliver, observe) for model in opened]
+    return models
+
+
+def default_models(config: Config) -> dict[str, str]:
+    """The names of the models that `default_models` takes for language pairs.
+
+    Raises:
+        ModelsError: when that is not what it must be.
+    """
+    defaults: dict[str, str] = {}
+    for entry in filter(None, (part.strip() for part in config.server.default_models.split(","))):
+        pair, _, name = (part.strip() for part in entry.partition("="))
+        if not pair or not name or pair in defaults:
+            raise ModelsError([f"`default_models` must be PAIR=NAME,... with each pair once, but has {entry!r}."])
+        defaults[pair] = name
+    return defaults
+
+
+def _default_problems(defaults: Mapping[str, str], models: Sequence[ServedModel]) -> list[str]:
+    served = {model.name: model.language_pair for model in models}
+    return [
+        f"`default_models` must name a model of {pair}, but {name} is {served.get(name, 'none that is served')}."
+        for pair, name in defaults.items()
+        if served.get(name) != pair
+    ]
 
 
 def same_bytes_problem(result: ProbeResult) -> str:
@@ -195,6 +244,7 @@ def _serve(
     return ServedModel(
         name=manifest.name,
         digest=model.bundle.digest,
+        directory=model.bundle.directory,
         precision=manifest.precision,
         source_language=manifest.source_language,
         target_language=manifest.target_language,

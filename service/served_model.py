@@ -1,6 +1,7 @@
 """A model that is loaded, proven and decoding, as the edge sees it."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from service.loop_group import LoopGroup
 from service.options import MAX_BEAM_SIZE
@@ -18,6 +19,8 @@ class ServedModel:
     """Its name in requests."""
     digest: str
     """SHA-256 of its bundle's manifest."""
+    directory: Path | None = None
+    """Where its bundle was read."""
     precision: str
     """"fp32" or "int8"."""
     source_language: str

@@ -1,6 +1,6 @@
 """What does the server say about itself?"""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 
 from service.config import Config
@@ -9,8 +9,10 @@ from service.pb.translation.v1 import translation_pb2 as pb
 from service.served_model import ServedModel
 
 
-def server_info(config: Config, models: Sequence[ServedModel]) -> pb.GetServerInfoResponse:
-    """What GetServerInfo answers."""
+def server_info(
+    config: Config, models: Sequence[ServedModel], *, defaults: Mapping[str, ServedModel]
+) -> pb.GetServerInfoResponse:
+    """What GetServerInfo answers. `defaults` has the model that is taken for each language pair."""
     return pb.GetServerInfoResponse(
         version=distribution_version(),
         models=[
@@ -22,6 +24,7 @@ def server_info(config: Config, models: Sequence[ServedModel]) -> pb.GetServerIn
                 precision=model.precision,
                 is_same_bytes=model.is_same_bytes,
                 default_decoding_options=model.default_options,
+                is_default=defaults[model.language_pair] is model,
             )
             for model in models
         ],

@@ -6,7 +6,8 @@ sequences calls `Job.finish_one` as each ends, and the job's `result` once all h
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from service import request
@@ -36,10 +37,21 @@ class CheckedCall(NamedTuple):
 class Translator:
     """Checks requests against the models and limits of a server, and prepares their work."""
 
-    def __init__(self, models: Sequence[ServedModel], limits: LimitsConfig, *, clock: Callable[[], float]) -> None:
-        """`models` must not be empty; of two that serve one language pair the first by name is the pair's default.
-        `clock` gives monotonic seconds."""
+    def __init__(
+        self,
+        models: Sequence[ServedModel],
+        limits: LimitsConfig,
+        *,
+        clock: Callable[[], float],
+        defaults: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """`models` must not be empty; of two that serve one language pair the one that `defaults` names is the pair's
+        default, or the first by name. `clock` gives monotonic seconds."""
         self.models = sorted(models, key=lambda model: model.name)
+        self.defaults = {model.language_pair: model for model in reversed(self.models)}
+        self.defaults |= {
+            model.language_pair: model for model in self.models if defaults.get(model.language_pair) == model.name
+        }
         self._limits = limits
         self._clock = clock
         self._by_name = {model.name: model for model in self.models}
@@ -184,7 +196,7 @@ class Translator:
                 )
             )
             raise InvalidRequestError(violations)
-        return matching[0]
+        return matching[0] if call.model else self.defaults[pairs[0]]
 
     def prepare(
         self,

@@ -77,3 +77,23 @@ def test_engines_of_one_thread_share_their_graphs(num_threads: int, is_shared: b
     model = open_model(synthetic_bundle(COPY).directory, EngineConfig(num_workers=2, num_threads=num_threads))
     first, second = model.runners
     assert (first._decoder is second._decoder) is is_shared
+
+
+def test_defaults_must_be_served_for_their_pair(tmp_path: Path) -> None:
+    shutil.copytree(synthetic_bundle(COPY).directory, tmp_path / "a")
+
+    def load_with(defaults: str) -> None:
+        server = ServerConfig(models=str(tmp_path), default_models=defaults)
+        engine = EngineConfig(num_workers=1, num_threads=1)
+        load_models(Config(server=server, engine=engine), deliver=lambda _: None, observe=lambda _: None)
+
+    load_with(" en-zh = synthetic ,")
+    for defaults, why in (
+        ("en-zh=other", "must name a model of en-zh, but other is none that is served"),
+        ("zh-en=synthetic", "must name a model of zh-en, but synthetic is en-zh"),
+        ("en-zh", "must be PAIR=NAME,... with each pair once, but has 'en-zh'"),
+        ("en-zh=synthetic,en-zh=b", "but has 'en-zh=b'"),
+    ):
+        with pytest.raises(ModelsError) as caught:
+            load_with(defaults)
+        assert why in str(caught.value)

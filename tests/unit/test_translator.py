@@ -393,3 +393,18 @@ def test_what_cannot_be_scored() -> None:
     assert score_violations(translator(max_waiting_tokens=2), ["abc"], ["b"]) == ["contents"]
     with pytest.raises(NotServedError):
         scores(made, ["a"], ["b"], model="x")
+
+
+def test_a_pairs_default_is_the_one_that_is_said_or_the_first_by_name() -> None:
+    models = [model("b"), model("a"), model("c", "de", "en"), model("d", "de", "en")]
+    given = Translator(models, LimitsConfig(), clock=lambda: 0.0, defaults={"en-zh": "b", "de-en": "a", "x-y": "c"})
+    for translator, wanted in ((Translator(models, LimitsConfig(), clock=lambda: 0.0), "ac"), (given, "bc")):
+        for source, name in zip(("en", "DE"), wanted, strict=True):
+            call = pb.TranslateTextRequest(contents=["x"], source_language_code=source)
+            assert translator.check(call, ["x"]).model.name == name
+        named = pb.TranslateTextRequest(contents=["x"], model="d")
+        assert translator.check(named, ["x"]).model.name == "d"
+        assert {pair: each.name for pair, each in translator.defaults.items()} == {
+            "en-zh": wanted[0],
+            "de-en": wanted[1],
+        }

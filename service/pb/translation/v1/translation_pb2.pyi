@@ -318,7 +318,7 @@ class GetServerInfoResponse(_message.Message):
     def __init__(self, version: _Optional[str] = ..., models: _Optional[_Iterable[_Union[ModelInfo, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., runtime_version: _Optional[str] = ..., provider: _Optional[str] = ..., num_threads: _Optional[int] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("name", "digest", "source_language_code", "target_language_code", "precision", "is_same_bytes", "default_decoding_options")
+    __slots__ = ("name", "digest", "source_language_code", "target_language_code", "precision", "is_same_bytes", "default_decoding_options", "is_default")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     SOURCE_LANGUAGE_CODE_FIELD_NUMBER: _ClassVar[int]
@@ -326,6 +326,7 @@ class ModelInfo(_message.Message):
     PRECISION_FIELD_NUMBER: _ClassVar[int]
     IS_SAME_BYTES_FIELD_NUMBER: _ClassVar[int]
     DEFAULT_DECODING_OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    IS_DEFAULT_FIELD_NUMBER: _ClassVar[int]
     name: str
     digest: str
     source_language_code: str
@@ -333,7 +334,8 @@ class ModelInfo(_message.Message):
     precision: str
     is_same_bytes: bool
     default_decoding_options: DecodingOptions
-    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., source_language_code: _Optional[str] = ..., target_language_code: _Optional[str] = ..., precision: _Optional[str] = ..., is_same_bytes: _Optional[bool] = ..., default_decoding_options: _Optional[_Union[DecodingOptions, _Mapping]] = ...) -> None: ...
+    is_default: bool
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., source_language_code: _Optional[str] = ..., target_language_code: _Optional[str] = ..., precision: _Optional[str] = ..., is_same_bytes: _Optional[bool] = ..., default_decoding_options: _Optional[_Union[DecodingOptions, _Mapping]] = ..., is_default: _Optional[bool] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("max_contents", "max_characters_per_item", "max_source_tokens_per_segment", "max_target_tokens_per_segment", "max_rows", "max_waiting_segments", "max_message_bytes", "max_waiting_tokens", "max_beam_size")
