@@ -118,7 +118,7 @@ class CallLife:
         self._last_call_at = call.started_at
         self._idle.clear()
         code, reason = "CANCELLED", None
-        has_entered = False
+        has_entered = is_rejection = False
         try:
             if self.state is not ServingState.SERVING:
                 raise self.unavailable()
@@ -139,7 +139,7 @@ class CallLife:
             raise
         except Exception as error:
             failure = failure_of(error, call.request_id)
-            code, reason = failure.code.name, failure.reason
+            code, reason, is_rejection = failure.code.name, failure.reason, failure.is_rejection
             await self._abort(context, call, failure, error)
         finally:
             if has_entered:
@@ -147,7 +147,7 @@ class CallLife:
             self.num_calls -= 1
             if not self.num_calls:
                 self._idle.set()
-            self._observe(call, code, reason)
+            self._observe(call, code, reason, is_rejection=is_rejection)
 
     @asynccontextmanager
     async def question(self, context: Context, *, method: str) -> AsyncIterator[Call]:
@@ -190,9 +190,12 @@ class CallLife:
         except (TimeoutError, grpc.aio.InternalError):  # not taken yet, or nobody is there any more
             raise asyncio.CancelledError from error
 
-    def _observe(self, call: Call, code: str, reason: str | None) -> None:
+    def _observe(self, call: Call, code: str, reason: str | None, *, is_rejection: bool) -> None:
         seconds = self.elapsed_seconds(call)
         self._metrics.observe_call(code, seconds)
+        if is_rejection:
+            assert reason is not None
+            self._metrics.observe_rejection(reason, seconds)
         if self._logs_calls:
             facts = {"request_id": call.request_id, "code": code, "seconds": round(seconds, 6)}
             others = {"caller": call.caller.name or None, "reason": reason, "num_contents": call.num_contents}

@@ -92,8 +92,20 @@ class LimitsConfig:
     """Segments that may wait for a row, of all callers together. An item of 100,000 characters has at most 50,000."""
     max_waiting_tokens: int = _setting(524_288, least=1)
     """Source tokens that may wait, of all callers together. 100,000 characters have at most some 410,000."""
+    max_waiting_characters: int = _setting(4 * 2**20, least=1)
+    """Characters of texts that may wait to be cut into segments, of all callers together; one call alone may have
+    more."""
+    max_calls_per_caller: int = _setting(0, least=0)
+    """Calls that one caller may have in progress, all anonymous ones together; 0: as many as all."""
+    standing_delay_seconds: float = _setting(5.0, least=0)
+    """How much work, in seconds, may be ahead of a call for longer than `standing_interval_seconds`; more is refused
+    until it has become less. 0: only the queue's limits hold."""
+    standing_interval_seconds: float = _setting(0.5, least=0.001)
+    """How long there may be more, so that a burst passes."""
+    refuse_late: bool = True
+    """Whether a call that is predicted to miss its deadline is refused at once."""
     retry_seconds: float = _setting(0.5, least=0.001)
-    """When a refused caller is told to try again, at first; it grows with the work that waits."""
+    """When a refused caller is told to try again, at least; it grows with the work that waits."""
     max_stream_stall_seconds: float = _setting(30.0, least=0.001)
     """How long a message of a stream may wait for a client that does not read; then its call is ended."""
 

@@ -17,6 +17,7 @@ from service.refusals import (
     NotServedError,
     OverloadedError,
     UnavailableError,
+    UnreachableDeadlineError,
 )
 
 DOMAIN = "dragoman"
@@ -42,6 +43,8 @@ class Failure:
     """When to try again; None: trying again is no use."""
     is_our_fault: bool = False
     """Whether it must be logged with its cause."""
+    is_rejection: bool = False
+    """Whether the call was sound, but there was too much to do."""
 
     def trailing_metadata(self, request_id: str) -> tuple[tuple[str, str | bytes], ...]:
         """The trailers that carry the details: the rich status, the delay to retry after, the identity of the call."""
@@ -112,6 +115,7 @@ def _overloaded(error: OverloadedError) -> Failure:
         reason=error.reason,
         message=str(error),
         retry_seconds=_spread(error.retry_seconds),
+        is_rejection=True,
     )
 
 
@@ -126,6 +130,12 @@ def _unavailable(error: UnavailableError) -> Failure:
 
 def _deadline(error: DeadlineError) -> Failure:
     return Failure(code=grpc.StatusCode.DEADLINE_EXCEEDED, reason="DEADLINE_EXCEEDED", message=str(error))
+
+
+def _unreachable(error: UnreachableDeadlineError) -> Failure:
+    return Failure(
+        code=grpc.StatusCode.DEADLINE_EXCEEDED, reason="DEADLINE_UNREACHABLE", message=str(error), is_rejection=True
+    )
 
 
 def _not_reading(error: ClientNotReadingError) -> Failure:
@@ -144,6 +154,7 @@ TABLE: dict[type[Exception], Callable[..., Failure]] = {
     OverloadedError: _overloaded,
     UnavailableError: _unavailable,
     DeadlineError: _deadline,
+    UnreachableDeadlineError: _unreachable,
     ClientNotReadingError: _not_reading,
 }
 """Exception to answer; whatever is not here is INTERNAL."""

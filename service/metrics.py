@@ -58,9 +58,21 @@ class Metrics:
         self._failed_steps = Counter(
             "dragoman_failed_steps", "Encoder runs and decoding steps that failed.", registry=registry
         )
+        self._rejections = Counter(
+            "dragoman_rejections",
+            "Calls that were refused because there was too much to do, by the reason of their status.",
+            ["reason"],
+            registry=registry,
+        )
         self._request_seconds = Histogram(
             "dragoman_request_seconds",
             "Duration of translate calls that were answered, as the server saw it.",
+            buckets=REQUEST_BUCKETS,
+            registry=registry,
+        )
+        self._rejection_seconds = Histogram(
+            "dragoman_rejection_seconds",
+            "Duration of calls that were refused because there was too much to do, as the server saw it.",
             buckets=REQUEST_BUCKETS,
             registry=registry,
         )
@@ -119,6 +131,11 @@ class Metrics:
         counter.inc()
         if code == "OK":
             self._request_seconds.observe(seconds)
+
+    def observe_rejection(self, reason: str, seconds: float) -> None:
+        """A call was refused after `seconds` because there was too much to do."""
+        self._rejections.labels(reason).inc()
+        self._rejection_seconds.observe(seconds)
 
     def observe_blank(self, num_segments: int) -> None:
         """Segments that had nothing to translate."""
@@ -215,6 +232,11 @@ class _Gauges(Collector):
                 "dragoman_oldest_wait_seconds",
                 "How long the segment that waits longest has waited.",
                 max((loop.oldest_wait_seconds() for loop in loops), default=0.0),
+            ),
+            GaugeMetricFamily(
+                "dragoman_predicted_delay_seconds",
+                "How much work is ahead of a call that comes now, of the model that has most.",
+                max((model.delay_seconds() for model in models), default=0.0),
             ),
             GaugeMetricFamily(
                 "dragoman_slots_used",

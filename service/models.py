@@ -9,6 +9,7 @@ from service.config import MIN_SOURCE_TOKENS, Config, EngineConfig, LimitsConfig
 from service.cpu import cpu_budget
 from service.engine import Engine
 from service.engine_loop import EngineLoop
+from service.forecast import Forecast
 from service.graphs import Graphs, ModelRunnerError, open_graphs
 from service.loop_group import LoopGroup
 from service.model_runner import OnnxModelRunner
@@ -241,6 +242,12 @@ def _serve(
         for runner in model.runners
     ]
     first = model.runners[0]
+    forecast = Forecast()
+
+    def observe_both(report: StepReport) -> None:
+        forecast.observe_step(report)
+        observe(report)
+
     return ServedModel(
         name=manifest.name,
         digest=model.bundle.digest,
@@ -251,7 +258,7 @@ def _serve(
         tokenizer=model.bundle.tokenizer,
         loop=LoopGroup(
             [
-                EngineLoop(engine, deliver=deliver, observe=observe, name=f"engine {manifest.name} {worker}")
+                EngineLoop(engine, deliver=deliver, observe=observe_both, name=f"engine {manifest.name} {worker}")
                 for worker, engine in enumerate(engines)
             ]
         ),
@@ -263,4 +270,5 @@ def _serve(
         is_same_bytes=model.probe.is_same_bytes,
         provider=config.provider,
         num_threads=model.num_threads * len(model.runners),
+        forecast=forecast,
     )

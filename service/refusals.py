@@ -51,7 +51,7 @@ class OverloadedError(RuntimeError):
     def __init__(self, message: str, *, reason: str, retry_seconds: float) -> None:
         super().__init__(message)
         self.reason = reason
-        """QUEUE_FULL or TOO_MANY_CALLS."""
+        """QUEUE_FULL, TOO_MANY_CALLS, TOO_MANY_CALLS_OF_CALLER, STANDING_DELAY or QUOTA_EXCEEDED."""
         self.retry_seconds = retry_seconds
         """When to try again."""
 
@@ -69,6 +69,10 @@ class UnavailableError(RuntimeError):
 
 class DeadlineError(RuntimeError):
     """The call's deadline passed before it was answered."""
+
+
+class UnreachableDeadlineError(RuntimeError):
+    """The call's deadline would pass before it could be answered."""
 
 
 class ClientNotReadingError(RuntimeError):

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from service.forecast import Forecast, Load
 from service.loop_group import LoopGroup
 from service.options import MAX_BEAM_SIZE
 from service.options_reader import built_in_defaults
@@ -47,8 +48,29 @@ class ServedModel:
     """Where its graphs run."""
     num_threads: int
     """Threads of its graphs, over all engines."""
+    forecast: Forecast = field(default_factory=Forecast)
+    """Told of its engines' steps; predicts what a call will take."""
 
     @property
     def language_pair(self) -> str:
         """As in `en-zh`."""
         return f"{self.source_language}-{self.target_language}"
+
+    @property
+    def load(self) -> Load:
+        """What its engines have to do, as of about now."""
+        loop = self.loop
+        num_used_rows = loop.num_used_rows
+        num_wanted_rows = sum(each.num_rows_wanted for each in loop.loops)
+        return Load(
+            num_engines=len(loop.loops),
+            num_rows=self.max_rows,
+            num_used_rows=num_used_rows,
+            num_waiting=loop.num_waiting,
+            num_waiting_rows=max(0, num_wanted_rows - num_used_rows),
+            num_waiting_tokens=loop.num_waiting_tokens,
+        )
+
+    def delay_seconds(self) -> float:
+        """How much work is ahead of a call that comes now, as `Forecast.delay_seconds` predicts it."""
+        return self.forecast.delay_seconds(self.load)

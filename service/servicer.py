@@ -116,31 +116,31 @@ class TranslationServicer:
         """Translates; see the interface."""
         async with self.calls.call(context, method="TranslateText") as call:
             request, contents = self._read(call, data)
-            is_long = sum(map(len, contents)) > _LONG_CHARACTERS
+            num_characters = sum(map(len, contents))
             with self.catalog.lease() as lease:
                 checked = await self._check(call, request, contents, lease)
                 ended = _Ended(self._event_loop)
-                job = await self._compute(
+                job = await self._cut(
                     lambda: lease.view.translator.prepare(
                         contents, checked, deadline=call.deadline, caller=call.caller.name, on_done=ended.tell
                     ),
-                    is_long=is_long,
+                    num_characters,
                 )
-                async with self._running(job):
+                async with self._running(call, job):
                     if job.sequences:
                         await ended.future
-                return await self._reply(job, call, is_long=is_long)
+                return await self._reply(job, call, is_long=num_characters > _LONG_CHARACTERS)
 
     async def StreamTranslateText(self, data: bytes, context: Context) -> None:  # noqa: N802  # its name
         """Translates and hands out text as it becomes certain; see the interface."""
         async with self.calls.call(context, method="StreamTranslateText") as call:
             request, contents = self._read(call, data)
-            is_long = sum(map(len, contents)) > _LONG_CHARACTERS
+            num_characters = sum(map(len, contents))
             writer = StreamWriter(context, max_stall_seconds=self._limits.max_stream_stall_seconds)
             with self.catalog.lease() as lease:
                 checked = await self._check(call, request, contents, lease)
                 pieces: asyncio.Queue[list[pb.TextPiece] | None] = asyncio.Queue()  # ends with None
-                job = await self._compute(
+                job = await self._cut(
                     lambda: lease.view.translator.prepare_stream(
                         contents,
                         checked,
@@ -149,19 +149,19 @@ class TranslationServicer:
                         on_done=lambda _: pieces.put_nowait(None),
                         on_pieces=pieces.put_nowait,
                     ),
-                    is_long=is_long,
+                    num_characters,
                 )
                 pieces.put_nowait(job.begin())
                 if not job.sequences:
                     pieces.put_nowait(None)
-                async with self._running(job):
+                async with self._running(call, job):
                     while (batch := await pieces.get()) is not None:
                         for piece in batch:
                             await writer.write(pb.StreamTranslateTextResponse(piece=piece))
                     if job.error is not None:
                         for piece in job.cancelled_pieces():
                             await writer.write(pb.StreamTranslateTextResponse(piece=piece))
-                result = await self._reply(job, call, is_long=is_long)
+                result = await self._reply(job, call, is_long=num_characters > _LONG_CHARACTERS)
                 await writer.write(pb.StreamTranslateTextResponse(result=result))
 
     async def ScoreText(self, data: bytes, context: Context) -> pb.ScoreTextResponse:  # noqa: N802  # its name
@@ -172,14 +172,15 @@ class TranslationServicer:
             num_characters = sum(map(len, request.contents)) + sum(map(len, request.translated_texts))
             with self.catalog.lease() as lease:
                 ended = _Ended(self._event_loop)
-                job = await self._compute(
+                job = await self._cut(
                     lambda: lease.view.translator.prepare_scores(
                         request, deadline=call.deadline, caller=call.caller.name, on_done=ended.tell
                     ),
-                    is_long=num_characters > _LONG_CHARACTERS,
+                    num_characters,
                 )
                 self.catalog.keep(lease, job.model)
-                async with self._running(job):
+                self.admission.check(call, job.model)
+                async with self._running(call, job):
                     await ended.future
                 return pb.ScoreTextResponse(scores=job.result(), metadata=self._metadata(job, call))
 
@@ -207,7 +208,7 @@ class TranslationServicer:
 
         Raises:
             InvalidRequestError, NotServedError: when it cannot be answered.
-            OverloadedError: when its model has no room.
+            OverloadedError, UnreachableDeadlineError: when its model has too much to do.
         """
         checked = await self._compute(
             lambda: lease.view.translator.check(request, contents), is_long=_has_much_to_spell(request.decoding_options)
@@ -230,15 +231,27 @@ class TranslationServicer:
         """The result of some work, which is done elsewhere when it would hold up other calls."""
         return await self._event_loop.run_in_executor(self._texts_pool, work) if is_long else work()
 
+    async def _cut(self, work: Callable[[], Result], num_characters: int) -> Result:
+        """The result of work that cuts and tokenizes texts of so many characters.
+
+        Raises:
+            OverloadedError: when too many wait for it.
+        """
+        if num_characters <= _LONG_CHARACTERS:
+            return work()
+        with self.admission.cutting(num_characters):
+            return await self._compute(work, is_long=True)
+
     @asynccontextmanager
-    async def _running(self, job: Job) -> AsyncIterator[None]:
+    async def _running(self, call: Call, job: Job) -> AsyncIterator[None]:
         """While entered, a job's sequences are decoded. At the end those that nobody waits for are cancelled.
 
         Raises:
-            OverloadedError, UnavailableError: when they are not taken.
+            OverloadedError, UnavailableError, UnreachableDeadlineError: when they are not taken.
             DeadlineError: when they did not end in time.
         """
         if job.sequences:
+            self.admission.check_sequences(call, job.model, job.sequences)
             try:
                 job.model.loop.submit(job.sequences)
             except QueueFullError as error:

@@ -18,6 +18,7 @@ from service.refusals import (
     NotServedError,
     OverloadedError,
     UnavailableError,
+    UnreachableDeadlineError,
 )
 from service.segments import split_item
 from tests.contract.tables import metrics_rows, rewritten, settings_rows
@@ -87,9 +88,13 @@ def test_every_code_and_reason() -> None:
         NotServedError(resource_type="language pair", resource_name="x", served=[]),
         OverloadedError("Full.", reason="QUEUE_FULL", **again),
         OverloadedError("Full.", reason="TOO_MANY_CALLS", **again),
+        OverloadedError("Full.", reason="TOO_MANY_CALLS_OF_CALLER", **again),
+        OverloadedError("Full.", reason="STANDING_DELAY", **again),
+        OverloadedError("Full.", reason="QUOTA_EXCEEDED", **again),
         UnavailableError("Not yet.", reason="STARTING", **again),
         UnavailableError("Stopping.", reason="DRAINING", **again),
         DeadlineError("Late."),
+        UnreachableDeadlineError("Late."),
         ClientNotReadingError("Reads nothing."),
         RuntimeError("Ours."),
     ]

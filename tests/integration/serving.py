@@ -26,6 +26,7 @@ from service.bundle import load_bundle
 from service.config import Config, load_config
 from service.engine import Engine
 from service.engine_loop import EngineLoop
+from service.forecast import Forecast
 from service.loop_group import LoopGroup
 from service.pb.translation.v1 import translation_pb2 as pb
 from service.pb.translation.v1 import translation_pb2_grpc
@@ -234,8 +235,14 @@ async def held_server(models: Path, **flags: Any) -> AsyncIterator[HeldServer]:
         config: Config, *, deliver: Callable[[list[Sequence]], None], observe: Callable[[StepReport], None]
     ) -> list[ServedModel]:
         assert load.wait(PATIENCE_SECONDS)
-        loop = loop_over(runner, config, deliver=deliver, observe=observe)
-        served.append(fake_model(runner, loop, bundle.tokenizer))
+        forecast = Forecast()
+
+        def observe_both(report: StepReport) -> None:
+            forecast.observe_step(report)
+            observe(report)
+
+        loop = loop_over(runner, config, deliver=deliver, observe=observe_both)
+        served.append(fake_model(runner, loop, bundle.tokenizer, forecast=forecast))
         return served
 
     output = StringIO()

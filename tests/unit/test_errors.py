@@ -14,6 +14,7 @@ from service.refusals import (
     NotServedError,
     OverloadedError,
     UnavailableError,
+    UnreachableDeadlineError,
 )
 
 
@@ -45,6 +46,7 @@ EXAMPLES = [
     (OverloadedError("Full.", reason="QUEUE_FULL", retry_seconds=2), "RESOURCE_EXHAUSTED"),
     (UnavailableError("Not yet.", reason="STARTING", retry_seconds=2), "UNAVAILABLE"),
     (DeadlineError("Late."), "DEADLINE_EXCEEDED"),
+    (UnreachableDeadlineError("Late."), "DEADLINE_EXCEEDED"),
     (ClientNotReadingError("Reads nothing."), "ABORTED"),
     (RuntimeError("secret"), "INTERNAL"),
 ]

@@ -161,6 +161,18 @@ def test_calls() -> None:
     assert seen["dragoman_segments_total{finish_reason=blank}"] == 3
 
 
+def test_rejections_are_counted_by_reason_with_their_time() -> None:
+    metrics = Metrics()
+    metrics.observe_rejection("QUEUE_FULL", 0.0005)
+    metrics.observe_rejection("STANDING_DELAY", 0.002)
+    metrics.observe_rejection("STANDING_DELAY", 0.004)
+    seen = samples(metrics)
+    assert seen["dragoman_rejections_total{reason=STANDING_DELAY}"] == 2
+    assert seen["dragoman_rejections_total{reason=QUEUE_FULL}"] == 1
+    assert seen["dragoman_rejection_seconds_bucket{le=0.0025}"] == 2
+    assert seen["dragoman_rejection_seconds_count"] == 3
+
+
 def test_gauges_count_segments_and_their_rows() -> None:
     engine = Engine.over(FakeRunner(max_rows=8))
     loop = EngineLoop(engine)
@@ -168,11 +180,13 @@ def test_gauges_count_segments_and_their_rows() -> None:
     engine.submit([Sequence(source_ids=(5, 6, 3), options=given) for given in (options, DecodingOptions(), options)])
     engine.step()
     model = types.SimpleNamespace(
-        name="m", digest="d", precision="int8", provider="cpu", is_same_bytes=True, loop=loop, max_rows=8
-    )
+        name="m", digest="d", precision="int8", provider="cpu", is_same_bytes=True, loop=loop, max_rows=8,
+        delay_seconds=lambda: 1.5,
+    )  # fmt: skip
     metrics = Metrics()
     metrics.observe_models(lambda: [model])  # type: ignore[list-item]
     seen = samples(metrics)
+    assert seen["dragoman_predicted_delay_seconds"] == 1.5
     assert (seen["dragoman_running"], seen["dragoman_waiting"]) == (2, 1)
     assert (seen["dragoman_slots_used"], seen["dragoman_slots_capacity"]) == (5, 8)
 
