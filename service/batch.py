@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable
 
 from service.accounts import Accounts
@@ -52,6 +53,8 @@ class Batch:
         self._max_target_tokens = max_target_tokens
         self._clock = clock
         self._company = Company()
+        self._last_run_at = -math.inf
+        self._last_run_steps = 0
 
     def enter(self, sequence: Sequence) -> None:
         """Gives a newcomer its lane and rows."""
@@ -64,8 +67,9 @@ class Batch:
         self.accounts.admit(lane)
         self.file(lane)
 
-    def note_run(self, num_steps: int) -> None:
-        """A run of all rows made so many steps."""
+    def note_run(self, num_steps: int, began_at: float) -> None:
+        """A run of all rows, begun then, made so many steps."""
+        self._last_run_at, self._last_run_steps = began_at, num_steps
         self._company.note(self.num_steps, self.store.num_rows)
         self.num_steps += num_steps
 
@@ -107,6 +111,8 @@ class Batch:
             oldest = next(iter(self.accounts.attentive), None)
             self.search.attention.forget_before(self.store.num_cells if oldest is None else oldest.first_cell)
         sequence.num_steps = self.num_steps - lane.first_step - lane.num_idle_steps
+        if sequence.gone_at <= self._last_run_at:  # before that run it was not known: the last one alone can be late
+            sequence.num_late_steps = min(self._last_run_steps, sequence.num_steps) * sequence.options.num_rows
         sequence.max_rows_shared = self._company.most_since(lane.first_step)
         self.store.leave(lane)
 

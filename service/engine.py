@@ -1,6 +1,6 @@
 """The decoding loop's one step: plan, run, commit.
 
-    plan    who leaves (cancelled, expired), who joins (first in, first out, within the encoder's budget)
+    plan    who leaves (cancelled, expired), who joins (in turn, within the encoder's budget), who is put back for them
     run     encode the newcomers, place them, close the gaps in the slab, one decoding step of all rows
     commit  decide how every hypothesis goes on, end what is finished, copy what beams share
 
@@ -76,6 +76,8 @@ class Engine:
         max_waiting_sequences: int = 8192,
         max_waiting_tokens: int = 262_144,
         max_encode_tokens_per_step: int = 1024,
+        reserved_share: float = 0.0,
+        bulk_patience_seconds: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> Engine:
         """An engine that uses all of `runner`; the queue limits as in `SchedulerLimits`."""
@@ -87,6 +89,8 @@ class Engine:
             max_waiting_sequences=max_waiting_sequences,
             max_waiting_tokens=max_waiting_tokens,
             max_encode_tokens_per_step=max_encode_tokens_per_step,
+            reserved_share=reserved_share,
+            bulk_patience_seconds=bulk_patience_seconds,
         )
         return cls(runner, Scheduler(limits, padded_length=runner.padded_length), clock=clock)
 
@@ -117,7 +121,11 @@ class Engine:
 
     def cancel(self, sequences: Iterable[Sequence]) -> None:
         """Makes sequences leave at the next step."""
-        self.scheduler.cancel(sequences)
+        given = list(sequences)
+        now = self._clock()
+        for sequence in given:
+            sequence.cancelled_at = min(sequence.cancelled_at, now)
+        self.scheduler.cancel(given)
 
     def step(self) -> StepReport:
         """One step of everything that waits and runs. A failure of the runner ends sequences, it is never raised."""
@@ -126,6 +134,12 @@ class Engine:
         self._batch.finished.extend(item.sequence for item in plan.drop)
         for sequence in self.scheduler.drop(plan, started_at):
             self._batch.vacate(sequence)
+        num_preempted_steps = 0
+        if plan.preempt:
+            for sequence in plan.preempt:
+                self._batch.vacate(sequence)
+                num_preempted_steps += sequence.num_row_steps
+            self.scheduler.put_back(plan.preempt)
 
         num_source_tokens = num_padded = 0
         encode_seconds = 0.0
@@ -152,7 +166,7 @@ class Engine:
         num_target_tokens = num_steps = 0
         if num_rows:
             decode_started_at = self._clock()
-            outputs = self._decode()
+            outputs = self._decode(decode_started_at)
             decoded_at = self._clock()
             decode_seconds = decoded_at - decode_started_at
             if isinstance(outputs, Exception):
@@ -175,7 +189,10 @@ class Engine:
             num_steps=num_steps,
             num_admitted=0 if encode_error else len(plan.admit),
             num_dropped=len(plan.drop),
-            num_dropped_steps=sum(item.sequence.num_steps for item in plan.drop),
+            num_dropped_steps=sum(item.sequence.num_row_steps for item in plan.drop),
+            num_preempted=len(plan.preempt),
+            num_preempted_steps=num_preempted_steps,
+            num_late_steps=sum(sequence.num_late_steps for sequence in finished),
             num_failed=sum(sequence.finish_reason is FinishReason.FAILED for sequence in finished),
             num_waiting=self.scheduler.num_waiting,
             num_target_tokens=num_target_tokens,
@@ -252,7 +269,7 @@ class Engine:
             return error
         return None
 
-    def _decode(self) -> StepOutputs | GreedyOutputs | Exception:
+    def _decode(self, started_at: float) -> StepOutputs | GreedyOutputs | Exception:
         """One decoding step, or several where nobody wants more than the best tokens.
 
         The caches gain positions that the next step overwrites if these are not committed.
@@ -269,5 +286,5 @@ class Engine:
             outputs = runner.decode_greedy(inputs) if is_greedy else runner.decode_step(inputs)
         except Exception as error:
             return error
-        self._batch.note_run(runner.greedy_steps if is_greedy else 1)
+        self._batch.note_run(runner.greedy_steps if is_greedy else 1, started_at)
         return outputs

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager
 
 from service.engine import Engine
-from service.request import Delivery, Sequence
+from service.request import Delivery, Priority, Sequence
 from service.scheduler import SchedulerLimits
 from service.step_report import StepReport
 
@@ -78,9 +78,7 @@ class EngineLoop:
         self._clock = clock
         self._changed = threading.Condition()  # guards everything below but the thread
         self._state = LoopState.NEW
-        self._submitted: list[Sequence] = []
-        self._num_submitted_tokens = 0
-        self._num_submitted_rows = 0
+        self._forget_submitted()
         self._cancelled: list[Sequence] = []
         self._is_asleep = True  # nothing to do, and everything that ended was delivered
         self._heartbeat = clock()
@@ -123,6 +121,23 @@ class EngineLoop:
     def num_consecutive_failures(self) -> int:
         """Steps in a row whose encoder run or decoding step failed; a step that ran without a failure resets it."""
         return self._num_consecutive_failures
+
+    @property
+    def num_interactive_rows_wanted(self) -> int:
+        """Of `num_rows_wanted`, those of interactive sequences: what is ahead of another of these."""
+        scheduler = self._engine.scheduler
+        num_waiting_rows = scheduler.waiting.interactive.num_rows
+        return scheduler.num_used_interactive_rows + num_waiting_rows + self._num_submitted_interactive_rows
+
+    def num_waiting_of(self, priority: Priority) -> int:
+        """Sequences of a priority that wait for a row, as of about now."""
+        num_interactive = self._num_submitted_interactive
+        num_submitted = num_interactive if priority is Priority.INTERACTIVE else len(self._submitted) - num_interactive
+        return len(self._engine.scheduler.waiting.of(priority)) + num_submitted
+
+    def has_interactive_of(self, caller: str) -> bool:
+        """Whether interactive sequences of a caller wait for a row, as of about now."""
+        return caller in self._submitted_callers or self._engine.scheduler.waiting.interactive.has_caller(caller)
 
     def oldest_wait_seconds(self) -> float:
         """How long the sequence that waits longest has waited, as of about now; 0.0 when nobody waits."""
@@ -174,7 +189,12 @@ class EngineLoop:
             if self._state not in {LoopState.NEW, LoopState.RUNNING}:
                 raise DrainingError(f"The engine loop must be running to take work, but is {self._state.value}.")
             scheduler.check_sound(sequences)
-            scheduler.check_room(sequences, num_sequences=len(self._submitted), num_tokens=self._num_submitted_tokens)
+            scheduler.check_room(
+                sequences,
+                num_sequences=len(self._submitted),
+                num_tokens=self._num_submitted_tokens,
+                callers=self._submitted_callers,
+            )
 
     def submit(self, sequences: Collection[Sequence]) -> None:
         """Accepts sequences, all of them or none; returns at once.
@@ -193,13 +213,21 @@ class EngineLoop:
                 sequence.submitted_at = now
                 self._num_submitted_tokens += len(sequence.source_ids)
                 self._num_submitted_rows += sequence.options.num_rows
+                if sequence.priority is Priority.INTERACTIVE:
+                    self._num_submitted_interactive += 1
+                    self._num_submitted_interactive_rows += sequence.options.num_rows
+                    self._submitted_callers.add(sequence.caller)
             self._submitted.extend(sequences)
             self._changed.notify_all()
 
     def cancel(self, sequences: Iterable[Sequence]) -> None:
         """Makes sequences leave by the next step; they are delivered with CANCELLED unless they ended before."""
+        given = list(sequences)
         with self._changed:
-            self._cancelled.extend(sequences)
+            now = self._clock()
+            for sequence in given:
+                sequence.cancelled_at = min(sequence.cancelled_at, now)
+            self._cancelled.extend(given)
             self._changed.notify_all()
 
     def begin_drain(self) -> None:
@@ -276,13 +304,20 @@ class EngineLoop:
         scheduler = self._engine.scheduler
         if self._submitted:
             scheduler.add(self._submitted, self._clock())
-            self._submitted = []
-            self._num_submitted_tokens = 0
-            self._num_submitted_rows = 0
+            self._forget_submitted()
         if self._cancelled:
             scheduler.cancel(self._cancelled)
             self._cancelled = []
         self._oldest_waiting_since = scheduler.oldest_waiting_since()
+
+    def _forget_submitted(self) -> None:
+        """Nothing was accepted that was not added."""
+        self._submitted: list[Sequence] = []
+        self._num_submitted_tokens = 0
+        self._num_submitted_rows = 0
+        self._num_submitted_interactive = 0
+        self._num_submitted_interactive_rows = 0
+        self._submitted_callers: set[str] = set()
 
     def _count_failures(self, report: StepReport) -> None:
         if report.encode_error or report.decode_error:

@@ -13,7 +13,7 @@ from collections.abc import Sequence as Row
 from contextlib import ExitStack
 
 from service.engine_loop import EngineLoop
-from service.request import Sequence
+from service.request import Priority, Sequence
 
 
 class LoopGroup:
@@ -49,6 +49,10 @@ class LoopGroup:
         """Sequences that wait for a row, over all loops, as of about now."""
         return sum(loop.num_waiting for loop in self._loops)
 
+    def num_waiting_of(self, priority: Priority) -> int:
+        """Sequences of a priority that wait for a row, over all loops, as of about now."""
+        return sum(loop.num_waiting_of(priority) for loop in self._loops)
+
     @property
     def num_waiting_tokens(self) -> int:
         """Source tokens that wait for a row, over all loops, as of about now."""
@@ -59,6 +63,14 @@ class LoopGroup:
         """Whether not even one more sequence could wait, as of about now."""
         limits = self._loops[0].limits
         return self.num_waiting >= limits.max_waiting_sequences or self.num_waiting_tokens >= limits.max_waiting_tokens
+
+    def is_full_for(self, priority: Priority, caller: str) -> bool:
+        """Whether not even one more sequence of a caller could wait, as of about now: most may not take the reserve."""
+        most, most_tokens = self._loops[0].limits.most_waiting(with_reserve=self._may_take_reserve(priority, caller))
+        return self.num_waiting >= most or self.num_waiting_tokens >= most_tokens
+
+    def _may_take_reserve(self, priority: Priority, caller: str) -> bool:
+        return priority is Priority.INTERACTIVE and not any(loop.has_interactive_of(caller) for loop in self._loops)
 
     @property
     def num_consecutive_failures(self) -> int:
@@ -92,7 +104,13 @@ class LoopGroup:
             for loop in self._loops:  # always in this order, and a loop's thread holds no other: no deadlock
                 holds.enter_context(loop.held())
             self._loops[0].limits.check_room(
-                sequences, num_waiting_sequences=self.num_waiting, num_waiting_tokens=self.num_waiting_tokens
+                sequences,
+                num_waiting_sequences=self.num_waiting,
+                num_waiting_tokens=self.num_waiting_tokens,
+                with_reserve=all(
+                    self._may_take_reserve(priority, caller)
+                    for priority, caller in {(each.priority, each.caller) for each in sequences}
+                ),
             )
             shares = self._share(sequences)
             for loop, share in shares:
@@ -103,13 +121,19 @@ class LoopGroup:
     def _share(self, sequences: Collection[Sequence]) -> list[tuple[EngineLoop, list[Sequence]]]:
         """Which loop takes which sequences, in their order; loops that take none are left out, unless all do.
 
-        A sequence weighs what it costs a step: its rows.
+        A sequence weighs what it costs a step: its rows. Bulk ones are not in the way of interactive ones, and
+        count for these only where there is nothing else to choose by.
         """
-        loads = [loop.num_rows_wanted for loop in self._loops]
+        loads = [(loop.num_interactive_rows_wanted, loop.num_rows_wanted) for loop in self._loops]
         shares: list[list[Sequence]] = [[] for _ in self._loops]
         for sequence in sequences:
-            least = loads.index(min(loads))
-            loads[least] += sequence.options.num_rows
+            num_rows = sequence.options.num_rows
+            if sequence.priority is Priority.INTERACTIVE:
+                least = loads.index(min(loads))
+                loads[least] = (loads[least][0] + num_rows, loads[least][1] + num_rows)
+            else:
+                least = min(range(len(loads)), key=lambda index: loads[index][1])
+                loads[least] = (loads[least][0], loads[least][1] + num_rows)
             shares[least].append(sequence)
         return [(loop, share) for loop, share in zip(self._loops, shares, strict=True) if share] or [
             (self._loops[0], [])

@@ -38,6 +38,15 @@ class FinishReason(enum.Enum):
     """Our fault; `Sequence.error` says what happened."""
 
 
+class Priority(enum.Enum):
+    """Who goes first."""
+
+    INTERACTIVE = "interactive"
+    """Somebody waits for it."""
+    BULK = "bulk"
+    """It fills the rows that interactive work leaves, and may be put back for it."""
+
+
 class InvalidSequenceError(ValueError):
     """A sequence that this engine can never decode. The message names every problem."""
 
@@ -89,11 +98,17 @@ class Sequence:
     """Called by the same with target tokens that have become certain, in their order, each once; those that were not
     certain before the sequence ended come with the result."""
 
+    priority: Priority = Priority.INTERACTIVE
+    """Whether it goes before others or after them."""
     caller: str = ""
-    """Who asks for it; empty: anonymous."""
+    """Who asks for it; empty: anonymous. Callers share the rows fairly."""
+    weight: float = 1.0
+    """What its caller's share is multiplied by."""
 
     is_cancelled: bool = False
     """Set through `EngineLoop.cancel` (or `Scheduler.cancel`): leave by the next step."""
+    cancelled_at: float = math.inf
+    """When `EngineLoop.cancel` (or `Engine.cancel`) was told that nobody wants it; infinity before."""
     arrival: int = -1
     """Order of submission, given by the scheduler; -1 before."""
 
@@ -119,7 +134,11 @@ class Sequence:
     encode_seconds: float = 0.0
     """Duration of the encoder run it was part of."""
     num_steps: int = 0
-    """Decoding steps it took part in."""
+    """Decoding steps it took part in; those before it was last put back are not counted."""
+    num_late_steps: int = 0
+    """Of these, how many were begun when nobody wanted it any more."""
+    num_preemptions: int = 0
+    """How often it was put back into the queue for others, to be decoded anew."""
     max_rows_shared: int = 0
     """The most rows that decoded in one step with it, its own included."""
 
@@ -149,9 +168,27 @@ class Sequence:
         return self.hypotheses[0].score if self.hypotheses else 0.0
 
     @property
+    def num_row_steps(self) -> int:
+        """Decoding steps its rows took part in: what `num_steps` cost."""
+        return self.num_steps * self.options.num_rows
+
+    @property
+    def gone_at(self) -> float:
+        """When nobody wants it any more, as far as is known now; infinity: not yet."""
+        return self.cancelled_at if self.deadline is None else min(self.cancelled_at, self.deadline)
+
+    @property
     def is_finished(self) -> bool:
         """Whether it has ended, for whatever reason."""
         return self.finish_reason is not None
+
+    def start_over(self) -> None:
+        """Forgets how far it came: it waits again, to be decoded anew."""
+        self.num_preemptions += 1
+        self.was_guarded = False
+        self.admitted_at = self.encoded_at = self.first_token_at = math.nan
+        self.encode_seconds = 0.0
+        self.num_steps = self.num_late_steps = self.max_rows_shared = 0
 
     def finish(self, reason: FinishReason, now: float, error: BaseException | None = None) -> None:
         """Ends the sequence, once.

@@ -1,8 +1,13 @@
 """Who waits, who runs, and who comes and goes at the next step.
 
-Waiting sequences are served first in, first out, and nobody overtakes: what does not fit ends the admission of a step,
-so neither a long sentence nor one that wants many rows can be starved. Which rows they own is `service.rows`' matter.
-`plan` decides and changes nothing; `drop`, `start`, `discard` and `leave` commit.
+Waiting sequences are served in the order of `service.waiting_queue`, and nobody overtakes: what does not fit ends the
+admission of a step, so neither a long sentence nor one that wants many rows can be starved. Which rows they own is
+`service.rows`' matter. `plan` decides and changes nothing; `drop`, `put_back`, `start`, `discard` and `leave` commit.
+
+Interactive sequences join by the next step wherever only bulk ones are in their way: these are *put back*, the latest
+first, and decoded anew when there is room. The bulk sequence that has run longest is never put back, and where none
+runs, one joins before anybody else once bulk work has waited long enough: so bulk work always goes on, for the rows of
+one sentence.
 """
 
 from __future__ import annotations
@@ -12,7 +17,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
-from service.request import FinishReason, InvalidSequenceError, Sequence
+from service.request import FinishReason, InvalidSequenceError, Priority, Sequence
+from service.waiting_queue import WaitingQueue
 
 
 class QueueFullError(RuntimeError):
@@ -45,10 +51,14 @@ class SchedulerLimits:
     max_encode_tokens_per_step: int = 1024
     """Padded source tokens that one step encodes, so that running sequences do not stall behind newcomers; a single
     longer sequence is encoded alone."""
+    reserved_share: float = 0.0
+    """Share of what may wait that is kept for interactive sequences of callers none of whose wait."""
+    bulk_patience_seconds: float = 5.0
+    """How long bulk sequences wait at most for rows that nobody else wants."""
 
     def problems(self) -> list[str]:
         """Every rule these limits break, in words; empty when they are sound."""
-        return [
+        problems = [
             f"`{name}` must be at least 1, but is {value}."
             for name, value in (
                 ("max_rows", self.max_rows),
@@ -60,19 +70,43 @@ class SchedulerLimits:
             )
             if value < 1
         ]
+        if not 0 <= self.reserved_share < 1:
+            problems.append(f"`reserved_share` must be at least 0 and below 1, but is {self.reserved_share}.")
+        if not self.bulk_patience_seconds >= 0:
+            problems.append(f"`bulk_patience_seconds` must be at least 0, but is {self.bulk_patience_seconds}.")
+        return problems
+
+    def most_waiting(self, *, with_reserve: bool) -> tuple[int, int]:
+        """Sequences and source tokens that may wait, with what is kept in reserve or without."""
+        most, most_tokens = self.max_waiting_sequences, self.max_waiting_tokens
+        if with_reserve:
+            return most, most_tokens
+        return most - int(most * self.reserved_share), most_tokens - int(most_tokens * self.reserved_share)
 
     def check_room(
-        self, sequences: Collection[Sequence], *, num_waiting_sequences: int, num_waiting_tokens: int
+        self,
+        sequences: Collection[Sequence],
+        *,
+        num_waiting_sequences: int,
+        num_waiting_tokens: int,
+        with_reserve: bool = True,
     ) -> None:
         """Refuses sequences that, beside what waits already, are too many or too long to wait; all of them or none.
+
+        Args:
+            sequences: what asks for room.
+            num_waiting_sequences: what waits already.
+            num_waiting_tokens: its source tokens.
+            with_reserve: whether they may take what is kept in reserve.
 
         Raises:
             QueueFullError: when a limit would be passed.
         """
         tokens = sum(sequence.num_source_tokens for sequence in sequences)
+        most, most_tokens = self.most_waiting(with_reserve=with_reserve)
         for name, limit, now, more in (
-            ("sequences", self.max_waiting_sequences, num_waiting_sequences, len(sequences)),
-            ("source tokens", self.max_waiting_tokens, num_waiting_tokens, tokens),
+            ("sequences", most, num_waiting_sequences, len(sequences)),
+            ("source tokens", most_tokens, num_waiting_tokens, tokens),
         ):
             if now + more > limit:
                 raise QueueFullError(
@@ -98,8 +132,10 @@ class StepPlan:
 
     drop: list[Drop]
     """Sequences that leave, in order of arrival."""
+    preempt: list[Sequence]
+    """Running bulk sequences that are put back to make room for interactive ones, the latest to join first."""
     admit: list[Sequence]
-    """Waiting sequences that join the batch, in order of arrival."""
+    """Waiting sequences that join the batch, in their order."""
 
 
 def no_padding(source_length: int) -> int:
@@ -123,11 +159,11 @@ class Scheduler:
             raise ValueError(" ".join(problems))
         self.limits = limits
         self._padded_length = padded_length
-        self._waiting: OrderedDict[Sequence, None] = OrderedDict()
-        self._num_waiting_tokens = 0
-        self._num_waiting_rows = 0
+        self._waiting = WaitingQueue(self._cost)
         self._running: OrderedDict[Sequence, None] = OrderedDict()
+        self._running_bulk: OrderedDict[Sequence, None] = OrderedDict()
         self._num_used_rows = 0
+        self._num_used_bulk_rows = 0
         self._num_arrived = 0
         self._has_cancelled = False
         # No live sequence expires before it, so a plan need not look at each; tightened whenever it looked.
@@ -149,6 +185,16 @@ class Scheduler:
         return self._num_used_rows
 
     @property
+    def num_used_interactive_rows(self) -> int:
+        """Rows that running sequences of interactive priority own."""
+        return self._num_used_rows - self._num_used_bulk_rows
+
+    @property
+    def waiting(self) -> WaitingQueue:
+        """Who waits for a row. Not to be changed."""
+        return self._waiting
+
+    @property
     def num_waiting(self) -> int:
         """Sequences waiting for a row."""
         return len(self._waiting)
@@ -156,12 +202,12 @@ class Scheduler:
     @property
     def num_waiting_tokens(self) -> int:
         """Source tokens waiting for a row."""
-        return self._num_waiting_tokens
+        return self._waiting.num_tokens
 
     @property
     def num_waiting_rows(self) -> int:
         """Rows that waiting sequences will own."""
-        return self._num_waiting_rows
+        return self._waiting.num_rows
 
     @property
     def is_idle(self) -> bool:
@@ -174,8 +220,7 @@ class Scheduler:
 
     def oldest_waiting_since(self) -> float | None:
         """When the sequence that waits longest was submitted; None when nobody waits."""
-        oldest = next(iter(self._waiting), None)
-        return None if oldest is None else oldest.submitted_at
+        return self._waiting.oldest_since()
 
     def check_sound(self, sequences: Iterable[Sequence]) -> None:
         """Refuses what could never be decoded.
@@ -210,15 +255,31 @@ class Scheduler:
             )
         if sequence.arrival >= 0 or not math.isnan(sequence.submitted_at) or sequence.is_finished:
             problems.append("a sequence must be submitted once, but this one was submitted before.")
+        if not 0 < sequence.weight < math.inf:
+            problems.append(f"`weight` must be above 0 and finite, but is {sequence.weight}.")
+        if sequence.priority is Priority.BULK and sequence.on_progress is not None:
+            problems.append("`on_progress` must be None for a bulk sequence, which may be decoded more than once.")
         return problems
 
-    def check_room(self, sequences: Collection[Sequence], *, num_sequences: int = 0, num_tokens: int = 0) -> None:
+    def _cost(self, sequence: Sequence) -> float:
+        """What a caller's share is counted in: source tokens with padding, for each row."""
+        return self._padded_length(len(sequence.source_ids)) * sequence.options.num_rows
+
+    def check_room(
+        self,
+        sequences: Collection[Sequence],
+        *,
+        num_sequences: int = 0,
+        num_tokens: int = 0,
+        callers: Collection[str] = (),
+    ) -> None:
         """Refuses what the waiting queue cannot take now, all of it or none.
 
         Args:
             sequences: what asks for room.
             num_sequences: others that were accepted but not added yet.
             num_tokens: their source tokens.
+            callers: whose interactive sequences are among those.
 
         Raises:
             QueueFullError: when a limit would be passed.
@@ -226,11 +287,17 @@ class Scheduler:
         self.limits.check_room(
             sequences,
             num_waiting_sequences=len(self._waiting) + num_sequences,
-            num_waiting_tokens=self._num_waiting_tokens + num_tokens,
+            num_waiting_tokens=self._waiting.num_tokens + num_tokens,
+            with_reserve=all(
+                sequence.priority is Priority.INTERACTIVE
+                and sequence.caller not in callers
+                and not self._waiting.interactive.has_caller(sequence.caller)
+                for sequence in sequences
+            ),
         )
 
     def add(self, sequences: Iterable[Sequence], now: float) -> None:
-        """Appends sequences that `check_sound` and `check_room` let pass to the waiting queue.
+        """Adds sequences that `check_sound` and `check_room` let pass to the waiting queue.
 
         One that was timed before (it waited outside) keeps its `submitted_at`.
         """
@@ -239,9 +306,7 @@ class Scheduler:
             self._num_arrived += 1
             if math.isnan(sequence.submitted_at):
                 sequence.submitted_at = now
-            self._waiting[sequence] = None
-            self._num_waiting_tokens += len(sequence.source_ids)
-            self._num_waiting_rows += sequence.options.num_rows
+            self._waiting.of(sequence.priority).add(sequence)
             if sequence.deadline is not None and sequence.deadline < self._earliest_deadline:
                 self._earliest_deadline = sequence.deadline
             if sequence.is_cancelled:
@@ -268,19 +333,47 @@ class Scheduler:
         if drop:
             dropped = {item.sequence for item in drop}
             num_free += sum(sequence.options.num_rows for sequence in dropped if sequence in self._running)
+        preempt: list[Sequence] = []
         admit: list[Sequence] = []
+        if num_free > 0 or (len(self._waiting.interactive) and len(self._running_bulk) > 1):
+            preempt, admit = self._plan_admission(now, dropped, num_free)
+        return StepPlan(drop=drop, preempt=preempt, admit=admit)
+
+    def _plan_admission(
+        self, now: float, dropped: Collection[Sequence], num_free: int
+    ) -> tuple[list[Sequence], list[Sequence]]:
+        """Who is put back and who joins, with so many rows free and without those who are dropped."""
+        preempt: list[Sequence] = []
+        admit: list[Sequence] = []
+        yielding: list[Sequence] | None = None  # found when somebody needs it; who yields first is last
         budget = self.limits.max_encode_tokens_per_step
-        for sequence in self._waiting:
-            if num_free < 1:
-                break
-            if sequence in dropped:
-                continue
+        for sequence in self._waiting.in_order(dropped, bulk_first=self._is_bulk_due(now, dropped)):
+            is_bulk = sequence.priority is Priority.BULK
             num_free -= sequence.options.num_rows
             budget -= self._padded_length(len(sequence.source_ids))
-            if num_free < 0 or (budget < 0 and admit):
+            if (budget < 0 and admit) or (is_bulk and (preempt or num_free < 0)):
                 break
+            if num_free < 0:
+                if yielding is None:
+                    yielding = [each for each in self._running_bulk if each not in dropped][1:]
+                if num_free + sum(each.options.num_rows for each in yielding) < 0:
+                    break
+                while num_free < 0:
+                    preempt.append(yielding.pop())
+                    num_free += preempt[-1].options.num_rows
             admit.append(sequence)
-        return StepPlan(drop=drop, admit=admit)
+            if num_free < 1 and not len(self._running_bulk) > 1:
+                break
+        return preempt, admit
+
+    def _is_bulk_due(self, now: float, dropped: Collection[Sequence]) -> bool:
+        """Whether a bulk sequence is to join before anybody else: none runs, and they have waited long enough."""
+        oldest = self._waiting.bulk.oldest_since()
+        return (
+            oldest is not None
+            and now - oldest >= self.limits.bulk_patience_seconds
+            and all(sequence in dropped for sequence in self._running_bulk)
+        )
 
     def drop(self, plan: StepPlan, now: float) -> list[Sequence]:
         """Commits `plan.drop`: its sequences end and leave.
@@ -314,10 +407,25 @@ class Scheduler:
             num_rows = sequence.options.num_rows
             if self._num_used_rows + num_rows > self.limits.max_rows:
                 raise RuntimeError(f"At most {self.limits.max_rows} rows may be in use, but {num_rows} more were.")
-            self._leave_queue(sequence)
+            self._check_waits(sequence)
+            self._waiting.of(sequence.priority).take(sequence)
             self._num_used_rows += num_rows
             sequence.admitted_at = now
             self._running[sequence] = None
+            if sequence.priority is Priority.BULK:
+                self._running_bulk[sequence] = None
+                self._num_used_bulk_rows += num_rows
+
+    def put_back(self, sequences: Iterable[Sequence]) -> None:
+        """Commits `plan.preempt`: its sequences run no more and wait again, before others of their callers.
+
+        Raises:
+            RuntimeError: when a sequence does not run: a bug.
+        """
+        for sequence in sequences:
+            self.leave([sequence])
+            sequence.start_over()
+            self._waiting.of(sequence.priority).put_back(sequence)
 
     def discard(self, sequences: Iterable[Sequence]) -> None:
         """Takes waiting sequences out of the queue: their encoder run failed."""
@@ -335,22 +443,25 @@ class Scheduler:
                 raise RuntimeError(f"Sequence {sequence.arrival} must run to leave, but does not.")
             del self._running[sequence]
             self._num_used_rows -= sequence.options.num_rows
+            if sequence.priority is Priority.BULK:
+                del self._running_bulk[sequence]
+                self._num_used_bulk_rows -= sequence.options.num_rows
 
     def clear(self) -> list[Sequence]:
         """Empties the queue and lets go of who runs; returns them all."""
         everybody = self.live()
         self._running.clear()
-        self._num_used_rows = 0
+        self._running_bulk.clear()
+        self._num_used_rows = self._num_used_bulk_rows = 0
         self._waiting.clear()
-        self._num_waiting_tokens = 0
-        self._num_waiting_rows = 0
         self._has_cancelled = False
         self._earliest_deadline = math.inf
         return everybody
 
     def _leave_queue(self, sequence: Sequence) -> None:
+        self._check_waits(sequence)
+        self._waiting.of(sequence.priority).remove(sequence)
+
+    def _check_waits(self, sequence: Sequence) -> None:
         if sequence not in self._waiting:
             raise RuntimeError(f"Sequence {sequence.arrival} must wait to leave the queue, but does not.")
-        del self._waiting[sequence]
-        self._num_waiting_tokens -= len(sequence.source_ids)
-        self._num_waiting_rows -= sequence.options.num_rows

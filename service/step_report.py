@@ -23,7 +23,7 @@ class StepReport(NamedTuple):
     num_dropped: int
     """Sequences that were cancelled or expired."""
     num_dropped_steps: int
-    """Decoding steps those had already taken: wasted work."""
+    """Decoding steps the rows of those had already taken: wasted work."""
     num_failed: int
     """Sequences that ended FAILED."""
     num_waiting: int
@@ -44,3 +44,9 @@ class StepReport(NamedTuple):
     """What the encoder run failed with."""
     decode_error: Exception | None
     """What the decoding step failed with."""
+    num_preempted: int = 0
+    """Bulk sequences that were put back for interactive ones."""
+    num_preempted_steps: int = 0
+    """Decoding steps the rows of those had already taken: to be taken again."""
+    num_late_steps: int = 0
+    """Decoding steps of rows that were begun when nobody wanted their sequences any more; told when these end."""

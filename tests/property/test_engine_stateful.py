@@ -1,9 +1,8 @@
-"""Whatever comes in whatever order: no row owned twice, none lost, first in first out, results never crossed."""
+"""Whatever comes in whatever order: no row owned twice, none lost or starved, results never crossed."""
 
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 import random
 from collections.abc import Sequence as Ids
@@ -18,8 +17,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from service.engine import Engine
 from service.lane import Lane
 from service.options import DecodingOptions
-from service.request import FinishReason, Hypothesis, Sequence
-from service.scheduler import QueueFullError
+from service.request import FinishReason, Hypothesis, Priority, Sequence
+from service.scheduler import QueueFullError, StepPlan
 from service.step_report import StepReport
 from service.tokenizer import BOS_ID, EOS_ID
 from tests.parity import reference_search
@@ -32,6 +31,9 @@ MAX_TARGET_TOKENS = 10
 MAX_WAITING = 6
 MAX_WAITING_TOKENS = 40
 MAX_ENCODE_TOKENS = 24
+RESERVED_SHARE = 0.4
+PATIENCE = 8.0
+WEIGHTS = {"": 1.0, "ada": 2.0, "bob": 0.3}
 VOCABULARY_SIZE = 16
 ENDED_WELL = {FinishReason.STOP, FinishReason.LENGTH, FinishReason.REPETITION}
 
@@ -140,6 +142,8 @@ class EngineMachine(RuleBasedStateMachine):
             max_waiting_sequences=MAX_WAITING,
             max_waiting_tokens=MAX_WAITING_TOKENS,
             max_encode_tokens_per_step=MAX_ENCODE_TOKENS,
+            reserved_share=RESERVED_SHARE,
+            bulk_patience_seconds=PATIENCE,
             clock=lambda: self.now,
         )
         self.waiting: list[Sequence] = []
@@ -165,8 +169,14 @@ class EngineMachine(RuleBasedStateMachine):
         assert ids
         self.told.setdefault(sequence, []).extend(ids)
 
-    @rule(seed=st.integers(0, 10**6), count=st.integers(1, 4), patience=st.none() | st.integers(0, 40))
-    def submit(self, seed: int, count: int, patience: int | None) -> None:
+    @rule(
+        seed=st.integers(0, 10**6),
+        count=st.integers(1, 4),
+        patience=st.none() | st.integers(0, 40),
+        caller=st.sampled_from(sorted(WEIGHTS)),
+        is_bulk=st.booleans(),
+    )
+    def submit(self, seed: int, count: int, patience: int | None, caller: str, is_bulk: bool) -> None:
         chance = random.Random(seed)
         made = []
         for _ in range(count):
@@ -177,11 +187,17 @@ class EngineMachine(RuleBasedStateMachine):
                 if is_plain
                 else some_options(chance),
                 deadline=None if patience is None else self.now + patience,
-                on_progress=self.note_progress if not is_plain and chance.random() < 0.5 else None,
+                on_progress=self.note_progress if not is_bulk and not is_plain and chance.random() < 0.5 else None,
+                priority=Priority.BULK if is_bulk else Priority.INTERACTIVE,
+                caller=caller,
+                weight=WEIGHTS[caller],
             )
             made.append(sequence)
         num_tokens = sum(sequence.num_source_tokens for sequence in [*self.waiting, *made])
-        fits = len(self.waiting) + len(made) <= MAX_WAITING and num_tokens <= MAX_WAITING_TOKENS
+        interactive = [each for each in self.waiting if each.priority is Priority.INTERACTIVE]
+        kept = RESERVED_SHARE if is_bulk or caller in {each.caller for each in interactive} else 0.0
+        fits = len(self.waiting) + len(made) <= MAX_WAITING - int(MAX_WAITING * kept)
+        fits = fits and num_tokens <= MAX_WAITING_TOKENS - int(MAX_WAITING_TOKENS * kept)
         try:
             self.engine.submit(made)
         except QueueFullError:
@@ -217,37 +233,87 @@ class EngineMachine(RuleBasedStateMachine):
         self.now += 1.0
         was_planned = self.engine.scheduler.plan(self.now)
         assert self.engine.scheduler.plan(self.now) == was_planned
+        preempted_before = {each: each.num_preemptions for each in self.running}
         report = self.engine.step()
+        self.check_preemption(was_planned, preempted_before)
         for sequence, ids in report.progress:
             assert not sequence.is_finished
             assert sequence.on_progress is not None
             sequence.on_progress(sequence, ids)
-        newcomers = self.check_admission(report)
+        newcomers = self.check_admission(report, was_planned)
         self.check_who_left(report, newcomers)
         self.ended += report.finished
-        self.waiting = [each for each in self.waiting if each not in newcomers and not each.is_finished]
-        self.running = [each for each in [*self.running, *newcomers] if not each.is_finished]
+        back = was_planned.preempt
+        self.waiting = [each for each in [*self.waiting, *back] if each not in newcomers and not each.is_finished]
+        stayed = [each for each in self.running if each not in back]
+        self.running = [each for each in [*stayed, *newcomers] if not each.is_finished]
 
-    def check_admission(self, report: StepReport) -> list[Sequence]:
-        """First come, first served, and nobody waits for whom there is room; returns who came to the encoder."""
+    def check_preemption(self, plan: StepPlan, num_before: dict[Sequence, int]) -> None:
+        """Only bulk gives way, the latest first, never the oldest, and only to interactive sequences that need it."""
+        gone = {item.sequence for item in plan.drop}
+        bulk = [each for each in self.running if each.priority is Priority.BULK and each not in gone]
+        assert plan.preempt == bulk[1:][::-1][: len(plan.preempt)]
+        for each, before in num_before.items():
+            assert each.num_preemptions == before + (each in plan.preempt)
+        if not plan.preempt:
+            return
+        assert all(each.priority is Priority.INTERACTIVE for each in plan.admit)
+        free = MAX_ROWS - sum(each.options.num_rows for each in self.running if each not in gone)
+        wanted = sum(each.options.num_rows for each in plan.admit)
+        assert free + sum(each.options.num_rows for each in plan.preempt[:-1]) < wanted, "the last gave way for nothing"
+
+    def check_admission(self, report: StepReport, plan: StepPlan) -> list[Sequence]:
+        """Interactive before bulk, each line in its order, and nobody waits for whom there is room; returns who came to
+        the encoder."""
         dropped = {FinishReason.CANCELLED, FinishReason.EXPIRED}
         queue = [each for each in self.waiting if each.finish_reason not in dropped]
-        if report.encode_error is None:
-            newcomers = [each for each in queue if each.admitted_at == self.now]
-        else:
-            newcomers = [each for each in queue if each.finish_reason is FinishReason.FAILED]
+        newcomers = plan.admit
+        came = [each for each in queue if each.admitted_at == self.now or each.finish_reason is FinishReason.FAILED]
+        assert set(came) == set(newcomers)
+        if report.encode_error is not None:
             assert "encode" in self.breaks or "place" in self.breaks
+            assert all(each.finish_reason is FinishReason.FAILED for each in newcomers)
             assert newcomers
-        assert newcomers == queue[: len(newcomers)], "somebody was overtaken"
-        free = MAX_ROWS - sum(each.options.num_rows for each in self.running if each.finish_reason not in dropped)
-        wanted = list(itertools.accumulate(each.options.num_rows for each in queue))
-        padded = list(itertools.accumulate(self.runner.padded_length(len(each.source_ids)) for each in queue))
-        assert not newcomers or wanted[len(newcomers) - 1] <= free
-        if len(newcomers) < len(queue):
-            has_rows = wanted[len(newcomers)] <= free
-            has_budget = not newcomers or padded[len(newcomers)] <= MAX_ENCODE_TOKENS
-            assert not (has_rows and has_budget), "somebody waits although there is room"
+        for line in {(each.priority, each.caller) for each in queue}:
+            mine = sorted(
+                (each for each in queue if (each.priority, each.caller) == line), key=lambda each: each.arrival
+            )
+            mine_now = [each for each in newcomers if (each.priority, each.caller) == line]
+            assert mine_now == mine[: len(mine_now)], "somebody was overtaken by one of the same line"
+        left = [each for each in queue if each not in newcomers]
+        running = [each for each in self.running if each.finish_reason not in dropped]
+        bulk = [each for each in newcomers if each.priority is Priority.BULK]
+        if any(each.priority is Priority.INTERACTIVE for each in left) and bulk:
+            assert bulk == newcomers[:1], "bulk joined although somebody interactive waits"
+            assert not any(each.priority is Priority.BULK for each in running)
+            oldest = min(each.submitted_at for each in queue if each.priority is Priority.BULK)
+            assert self.now - oldest >= PATIENCE
+        free = MAX_ROWS - sum(each.options.num_rows for each in [*running, *newcomers] if each not in plan.preempt)
+        assert free >= 0
+        num_padded = sum(self.runner.padded_length(len(each.source_ids)) for each in newcomers)
+        assert num_padded <= MAX_ENCODE_TOKENS or len(newcomers) == 1
+        if report.encode_error is None and left:
+            self.check_nobody_waits_for_nothing(plan, running, left, free, MAX_ENCODE_TOKENS - num_padded)
         return newcomers
+
+    def check_nobody_waits_for_nothing(
+        self, plan: StepPlan, running: list[Sequence], left: list[Sequence], free: int, budget: int
+    ) -> None:
+        """Who is next did not fit when the step was planned."""
+        running_bulk = [each for each in running if each.priority is Priority.BULK]
+        is_due = not running_bulk and any(
+            each.priority is Priority.BULK and self.now - each.submitted_at >= PATIENCE for each in left
+        )
+        if is_due and not any(each.priority is Priority.BULK for each in plan.admit):
+            head = next(each for each in self.engine.scheduler.waiting.bulk.in_order() if each in left)
+        else:
+            head = next(each for each in self.engine.scheduler.waiting.in_order() if each in left)
+        if head.priority is Priority.BULK and plan.preempt:
+            return
+        if head.priority is Priority.INTERACTIVE:
+            free += sum(each.options.num_rows for each in running_bulk[1:] if each not in plan.preempt)
+        has_budget = not plan.admit or self.runner.padded_length(len(head.source_ids)) <= budget
+        assert not (head.options.num_rows <= free and has_budget), "somebody waits although there is room"
 
     def check_who_left(self, report: StepReport, newcomers: list[Sequence]) -> None:
         for sequence in self.to_cancel:
@@ -315,8 +381,19 @@ class EngineMachine(RuleBasedStateMachine):
             times = [each.submitted_at, each.admitted_at, each.first_token_at, each.finished_at]
             known = [time for time in times if not math.isnan(time)]
             assert known == sorted(known), "something was noted after the end"
-        assert set(scheduler.running) == set(self.running)
-        assert scheduler.live() == [*scheduler.running, *self.waiting]
+        assert scheduler.running == self.running
+        assert set(scheduler.live()) == {*self.running, *self.waiting}
+        assert len(scheduler.live()) == len(self.running) + len(self.waiting)
+        assert sorted(scheduler.waiting.in_order(), key=id) == sorted(self.waiting, key=id)
+        for priority in Priority:
+            mine = [each for each in self.waiting if each.priority is priority]
+            assert len(scheduler.waiting.of(priority)) == len(mine)
+            assert scheduler.waiting.of(priority).num_rows == sum(each.options.num_rows for each in mine)
+            assert scheduler.waiting.of(priority).oldest_since() == min(
+                (each.submitted_at for each in mine), default=None
+            )
+        interactive = [each for each in self.running if each.priority is Priority.INTERACTIVE]
+        assert scheduler.num_used_interactive_rows == sum(each.options.num_rows for each in interactive)
         assert scheduler.num_waiting == len(self.waiting)
         assert scheduler.num_waiting_tokens == sum(each.num_source_tokens for each in self.waiting)
         assert scheduler.num_waiting_rows == sum(each.options.num_rows for each in self.waiting)

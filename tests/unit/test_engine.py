@@ -9,7 +9,7 @@ import pytest
 from service.engine import Engine
 from service.lane import Lane
 from service.options import DecodingOptions, Sampling
-from service.request import FinishReason, InvalidSequenceError, Sequence
+from service.request import FinishReason, InvalidSequenceError, Priority, Sequence
 from service.rows import RowCopy
 from service.runner import StepInputs, StepOutputs
 from service.scheduler import QueueFullError, Scheduler, SchedulerLimits
@@ -503,3 +503,89 @@ def test_greedy_sequences_with_options_are_looked_at_for_loops_as_they_grow() ->
     assert alone.was_guarded
     for one in decoded(3):
         assert (one.was_guarded, one.num_steps) == (True, alone.num_steps)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [DecodingOptions(), DecodingOptions(beam_size=3), DecodingOptions(num_hypotheses=2, sampling=Sampling(seed=4))],
+)
+def test_what_was_put_back_has_the_bytes_it_has_alone(options: DecodingOptions) -> None:
+    def bulk(*body: int) -> Sequence:
+        return Sequence(source_ids=(*body, EOS_ID), options=options, priority=Priority.BULK)
+
+    body = (*range(5, 20),)
+    alone, first, put_back = bulk(*body), bulk(*range(4, 22)), bulk(*body)
+    language = Babble(sharpness=1.0)
+    Engine.over(FakeRunner(max_rows=6, language=language)).run_to_completion([alone])
+    runner = FakeRunner(max_rows=2 * options.num_rows, language=language)
+    engine = Engine.over(runner, clock=Ticks())
+    engine.submit([first, put_back])
+    assert sum(report.num_preempted for report in steps(engine, 3)) == 0
+    interactive = make(15, 16)
+    engine.submit([interactive])
+    report = engine.step()
+    assert (report.num_preempted, report.num_preempted_steps, report.num_admitted) == (1, 3 * options.num_rows, 1)
+    assert (put_back.num_preemptions, put_back.num_steps, put_back.is_finished) == (1, 0, False)
+    engine.run_to_completion([])
+    assert interactive.first_token_at < put_back.first_token_at
+    assert [each.target_ids for each in put_back.hypotheses] == [each.target_ids for each in alone.hypotheses]
+    assert [each.normalized_score for each in put_back.hypotheses] == [
+        each.normalized_score for each in alone.hypotheses
+    ]
+    assert put_back.num_steps == alone.num_steps
+    assert runner.violations == []
+
+
+def test_interactive_work_waits_no_longer_than_a_step_for_bulk() -> None:
+    engine = Engine.over(FakeRunner(max_rows=4), clock=Ticks())
+    bulk = [make(*range(20, 40)) for _ in range(6)]
+    for sequence in bulk:
+        sequence.priority = Priority.BULK
+    engine.submit(bulk)
+    engine.step()
+    interactive = [make(5, 6, 7) for _ in range(3)]
+    engine.submit(interactive)
+    assert engine.step().num_admitted == 3
+    assert engine.scheduler.running == [bulk[0], *interactive]
+    engine.run_to_completion([])
+    assert [each.num_preemptions for each in bulk] == [0, 1, 1, 1, 0, 0]
+    assert all(each.finish_reason is FinishReason.STOP for each in [*bulk, *interactive])
+
+
+def test_steps_begun_for_nobody_are_counted_by_rows() -> None:
+    runner = FakeRunner(max_rows=4)
+    engine = Engine.over(runner, clock=Ticks())
+    sequence = Sequence(source_ids=(*range(5, 15), EOS_ID), options=DecodingOptions(beam_size=2))
+    other = make(20, 21, 22, 23, 24)
+
+    def cancelled_while_others_are_encoded(_sources: object) -> bool:
+        engine.cancel([sequence])
+        return False
+
+    engine.submit([sequence])
+    steps(engine, 2)
+    runner.fail_encode = cancelled_while_others_are_encoded
+    engine.submit([other])
+    assert engine.step().num_late_steps == 0  # it is told when the sequence leaves
+    report = engine.step()
+    assert (report.num_dropped, report.num_dropped_steps, report.num_late_steps) == (1, 6, 2)
+    runner.before_step = lambda: engine.cancel([other])  # while the step runs: not late
+    engine.step()
+    report = engine.step()
+    assert (report.num_dropped, report.num_late_steps) == (1, 0)
+
+
+def test_a_deadline_that_passes_before_the_step_is_begun_makes_it_late() -> None:
+    runner, clock = FakeRunner(), Ticks()
+    engine = Engine.over(runner, clock=clock)
+    sequence = make(5, 6, 7, deadline=5.0)
+
+    def takes_long(_sources: object) -> bool:
+        clock.now = 6.0
+        return False
+
+    runner.fail_encode = takes_long
+    engine.submit([sequence])
+    engine.step()
+    assert [report.num_late_steps for report in steps(engine, 2)] == [1, 0]
+    assert sequence.finish_reason is FinishReason.EXPIRED

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
+from typing import Any
 
 import pytest
 
 from service.options import DecodingOptions, Sampling
-from service.request import FinishReason, InvalidSequenceError, Sequence
-from service.scheduler import QueueFullError, Scheduler, SchedulerLimits
+from service.request import FinishReason, InvalidSequenceError, Priority, Sequence
+from service.scheduler import QueueFullError, Scheduler, SchedulerLimits, StepPlan
 
 LIMITS = SchedulerLimits(max_rows=3, max_source_tokens=16, source_vocabulary_size=100)
 
@@ -20,8 +22,8 @@ def make(length: int = 2, *, deadline: float | None = None, num_rows: int = 1) -
     )
 
 
-def scheduler_with(*sequences: Sequence, **changes: int) -> Scheduler:
-    scheduler = Scheduler(dataclasses.replace(LIMITS, **changes))
+def scheduler_with(*sequences: Sequence, **changes: float) -> Scheduler:
+    scheduler = Scheduler(dataclasses.replace(LIMITS, **changes))  # type: ignore[arg-type]
     scheduler.add(sequences, 0.0)
     return scheduler
 
@@ -249,3 +251,156 @@ def test_oldest_waiting_since() -> None:
     scheduler.clear()
     assert scheduler.oldest_waiting_since() is None
     assert scheduler.is_idle
+
+
+BULK = Priority.BULK
+
+
+def bulk(num_rows: int = 1, **fields: Any) -> Sequence:
+    sequence = make(num_rows=num_rows)
+    sequence.priority = BULK
+    for name, value in fields.items():
+        setattr(sequence, name, value)
+    return sequence
+
+
+def step(scheduler: Scheduler, now: float = 0.0) -> StepPlan:
+    """What an engine does with a plan."""
+    plan = scheduler.plan(now)
+    assert scheduler.plan(now) == plan
+    scheduler.drop(plan, now)
+    scheduler.put_back(plan.preempt)
+    scheduler.start(plan.admit, now)
+    return plan
+
+
+def test_bulk_fills_the_rows_that_interactive_work_leaves() -> None:
+    many, one = [bulk() for _ in range(4)], make()
+    scheduler = scheduler_with(*many, one)
+    assert step(scheduler).admit == [one, *many[:2]]
+    assert scheduler.num_used_interactive_rows == 1
+
+
+def test_bulk_gives_way_the_latest_first_and_no_more_than_it_must() -> None:
+    many = [bulk(), bulk(2), bulk(1), bulk(2)]
+    scheduler = scheduler_with(*many, max_rows=6)
+    scheduler.add([bulk(5)], 0.0)
+    assert step(scheduler).admit == many
+    interactive = make(num_rows=1)
+    scheduler.add([interactive], 1.0)
+    plan = step(scheduler, 1.0)
+    assert (plan.preempt, plan.admit) == ([many[3]], [interactive])
+    assert scheduler.running == [*many[:3], interactive]
+    assert [each.num_preemptions for each in many] == [0, 0, 0, 1]
+    assert step(scheduler, 2.0).admit == []  # one row is free, who was put back wants two, and nobody passes
+    scheduler.leave([many[2]])
+    assert step(scheduler, 3.0).admit == [many[3]]
+
+
+def test_bulk_never_joins_in_the_step_that_puts_bulk_back() -> None:
+    wide, narrow = bulk(2), bulk(1)
+    scheduler = scheduler_with(bulk(1), wide, max_rows=3)
+    step(scheduler)
+    scheduler.add([narrow, make()], 1.0)
+    plan = step(scheduler, 1.0)
+    assert plan.preempt == [wide]
+    assert narrow not in plan.admit  # the row that is left is nearer to `wide`
+
+
+def test_the_bulk_that_has_run_longest_never_gives_way() -> None:
+    oldest, latest = bulk(2), bulk(1)
+    scheduler = scheduler_with(oldest, latest)
+    step(scheduler)
+    interactive = [make(), make()]
+    scheduler.add(interactive, 1.0)
+    plan = step(scheduler, 1.0)
+    assert (plan.preempt, plan.admit) == ([latest], interactive[:1])
+    assert step(scheduler, 2.0).preempt == []
+    scheduler.cancel([oldest])
+    assert step(scheduler, 3.0).admit == [interactive[1], latest]
+
+
+def test_nobody_gives_way_to_whom_it_would_not_help() -> None:
+    first, latest = bulk(), bulk()
+    scheduler = scheduler_with(first, latest, make())
+    step(scheduler)
+    scheduler.add([make(num_rows=2)], 1.0)
+    plan = step(scheduler, 1.0)
+    assert (plan.preempt, plan.admit) == ([], [])  # even so it would lack a row
+
+
+def test_nobody_gives_way_to_who_is_not_encoded_in_this_step() -> None:
+    many = [bulk() for _ in range(3)]
+    scheduler = scheduler_with(*many, max_encode_tokens_per_step=7)
+    while scheduler.num_waiting:
+        step(scheduler)
+    scheduler.add([make(6), make(6)], 1.0)
+    assert len(step(scheduler, 1.0).preempt) == 1
+    assert len(step(scheduler, 2.0).preempt) == 1
+
+
+def test_interactive_work_without_end_does_not_starve_bulk() -> None:
+    patient = [bulk(), bulk()]
+    scheduler = scheduler_with(*patient, bulk_patience_seconds=5.0)
+    admitted: dict[float, list[Sequence]] = {}
+    for now in map(float, range(12)):
+        scheduler.add([make() for _ in range(4)], now)
+        stays = patient[:1] if now < 8.0 else []  # the first of them runs for three steps
+        scheduler.leave([each for each in scheduler.running if each not in stays])
+        plan = step(scheduler, now)
+        assert len(plan.admit) == (2 if 5.0 < now < 8.0 else 3)
+        admitted[now] = [each for each in plan.admit if each.priority is BULK]
+    expected = {5.0: patient[:1], 8.0: patient[1:]}  # when one has waited long enough, and none runs
+    assert {now: came for now, came in admitted.items() if came} == expected
+
+
+def test_what_was_put_back_waits_as_if_it_had_never_run() -> None:
+    many = [bulk(), bulk(), bulk()]
+    scheduler = scheduler_with(*many)
+    step(scheduler, 2.0)
+    many[2].was_guarded, many[2].num_steps, many[2].first_token_at = True, 7, 2.5
+    scheduler.add([make(4)], 3.0)
+    step(scheduler, 3.0)
+    assert (many[2].was_guarded, many[2].num_steps, math.isnan(many[2].first_token_at)) == (False, 0, True)
+    assert math.isnan(many[2].admitted_at)
+    assert (scheduler.num_waiting, scheduler.num_waiting_tokens, scheduler.oldest_waiting_since()) == (1, 2, 0.0)
+    scheduler.cancel([many[2]])
+    assert [item.sequence for item in step(scheduler, 4.0).drop] == [many[2]]
+    assert scheduler.waiting.num_rows == 0
+    with pytest.raises(RuntimeError, match="must run to leave"):
+        scheduler.put_back([many[2]])
+
+
+def test_the_reserve_is_for_interactive_callers_who_wait_for_nothing() -> None:
+    ada, bob = [make() for _ in range(3)], make()
+    for sequence in ada:
+        sequence.caller = "ada"
+    bob.caller = "bob"
+    scheduler = scheduler_with(ada[0], max_waiting_sequences=4, max_waiting_tokens=20, reserved_share=0.5)
+    scheduler.check_room([ada[1]])
+    scheduler.add([ada[1]], 0.0)
+    for refused in (ada[2], bulk(caller="bob")):
+        with pytest.raises(QueueFullError, match="At most 2 sequences may wait, but 2 do"):
+            scheduler.check_room([refused])
+    scheduler.check_room([bob])
+    with pytest.raises(QueueFullError, match="At most 2 sequences"):
+        scheduler.check_room([bob], callers={"bob"})  # accepted, but not added yet
+    with pytest.raises(QueueFullError, match="At most 4 sequences"):
+        scheduler.check_room([bob], num_sequences=2)
+    with pytest.raises(QueueFullError, match="At most 10 source tokens"):
+        scheduler_with(max_waiting_tokens=20, reserved_share=0.5).check_room([bulk(source_ids=(7,) * 11)])
+    while scheduler.num_waiting:
+        step(scheduler)
+    scheduler.check_room([ada[2]], num_sequences=3)  # it waits for nothing any more
+
+
+def test_limits_and_sequences_of_no_sense_are_refused() -> None:
+    for changes, what in (({"reserved_share": 1.0}, "reserved_share"), ({"bulk_patience_seconds": -1.0}, "patience")):
+        with pytest.raises(ValueError, match=what):
+            Scheduler(dataclasses.replace(LIMITS, **changes))  # type: ignore[arg-type]
+    scheduler = scheduler_with()
+    for weight in (0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(InvalidSequenceError, match="`weight` must be above 0 and finite"):
+            scheduler.check_sound([bulk(weight=weight)])
+    with pytest.raises(InvalidSequenceError, match="decoded more than once"):
+        scheduler.check_sound([bulk(on_progress=lambda _sequence, _ids: None)])
