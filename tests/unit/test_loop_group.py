@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -12,7 +15,7 @@ from service.engine_loop import DrainingError, EngineLoop, LoopState
 from service.loop_group import LoopGroup
 from service.models import MAX_DEFAULT_WORKERS, choose_workers
 from service.options import DecodingOptions
-from service.request import FinishReason, InvalidSequenceError, Sequence
+from service.request import FinishReason, InvalidSequenceError, Priority, Sequence
 from service.scheduler import QueueFullError
 from service.tokenizer import EOS_ID
 from tests.synthetic.fake_runner import FakeRunner, expected
@@ -217,3 +220,69 @@ def test_a_group_of_none_is_refused() -> None:
 )
 def test_cores_are_shared_out(settings: dict[str, int], num_cores: int, wanted: tuple[int, int]) -> None:
     assert choose_workers(EngineConfig(**settings), num_cores) == wanted
+
+
+def of_priority(sequence: Sequence, priority: Priority, caller: str = "") -> Sequence:
+    sequence.priority, sequence.caller = priority, caller
+    return sequence
+
+
+def test_interactive_work_goes_where_least_of_its_kind_is_in_the_way() -> None:
+    runners = [FakeRunner(max_rows=8), FakeRunner(max_rows=8)]
+    loops = [EngineLoop(Engine.over(runner)) for runner in runners]
+    group = LoopGroup(loops)
+
+    def make(priority: Priority, num_rows: int = 1) -> Sequence:
+        options = DecodingOptions(beam_size=num_rows)
+        return Sequence(source_ids=(5, EOS_ID), options=options, priority=priority)
+
+    group.submit([make(Priority.INTERACTIVE, 2), make(Priority.BULK, 5)])
+    group.submit([make(Priority.INTERACTIVE)])
+    assert [loop.num_interactive_rows_wanted for loop in loops] == [2, 1]  # five rows of bulk are not in its way
+    assert [loop.num_rows_wanted for loop in loops] == [2, 6]
+    group.submit([make(Priority.BULK, 2)])
+    assert [loop.num_rows_wanted for loop in loops] == [4, 6]  # bulk goes where there is least to do
+    group.submit([make(Priority.INTERACTIVE), make(Priority.INTERACTIVE)])
+    assert [loop.num_interactive_rows_wanted for loop in loops] == [3, 2]
+    assert (group.num_waiting_of(Priority.INTERACTIVE), group.num_waiting_of(Priority.BULK)) == (4, 2)
+    group.start()
+    group.begin_drain()
+    assert all(loop.drain(SECONDS) for loop in loops)
+    assert group.stop(SECONDS)
+    assert [loop.num_interactive_rows_wanted for loop in loops] == [0, 0]
+    assert (group.num_waiting_of(Priority.INTERACTIVE), group.num_waiting_of(Priority.BULK)) == (0, 0)
+
+
+def test_the_reserve_of_a_group_is_for_who_waits_in_none_of_its_loops(street: Street) -> None:
+    for loop in street.loops:
+        limits = dataclasses.replace(loop.limits, reserved_share=0.5)
+        loop._engine.scheduler.limits = limits
+    street.fill()
+    interactive, bulk = Priority.INTERACTIVE, Priority.BULK
+    street.group.submit([of_priority(street.make(10), interactive, "ada")])
+    assert not street.group.is_full_for(bulk, "bob")
+    street.group.submit([of_priority(street.make(11), interactive, "ada")])
+    assert street.group.is_full_for(bulk, "bob")
+    assert street.group.is_full_for(interactive, "ada")
+    assert not street.group.is_full_for(interactive, "bob")
+    for refused in (of_priority(street.make(12), interactive, "ada"), of_priority(street.make(13), bulk, "bob")):
+        with pytest.raises(QueueFullError, match="At most 2 sequences may wait, but 2 do"):
+            street.group.submit([refused])
+    street.group.submit([of_priority(street.make(14 + i), interactive, "bob") for i in range(2)])
+    assert street.group.is_full_for(interactive, "cid")
+    with pytest.raises(QueueFullError, match="At most 4 sequences"):
+        street.group.submit([of_priority(street.make(16), interactive, "cid")])
+
+
+def test_when_a_sequence_was_cancelled_is_noted_at_once(street: Street) -> None:
+    first = street.fill()
+    assert first[0].gone_at == math.inf
+    before = time.monotonic()
+    street.group.cancel(first[:1])
+    told = first[0].cancelled_at
+    assert before <= told <= time.monotonic()
+    street.group.cancel(first[:1])
+    assert first[0].cancelled_at == told  # the first time counts
+    street.open()
+    street.mailbox.wait_for(*first)
+    assert (first[0].finish_reason, first[1].gone_at) == (FinishReason.CANCELLED, math.inf)

@@ -57,7 +57,7 @@ def queue_of(*sequences: Sequence) -> FairQueue:
 
 def serve(queue: FairQueue, most: int = 10**6) -> list[Sequence]:
     """Takes who is next, one after the other."""
-    taken = []
+    taken: list[Sequence] = []
     while len(queue) and len(taken) < most:
         taken.append(next(queue.in_order()))
         queue.take(taken[-1])
