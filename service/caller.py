@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from service.refusals import FieldViolation, InvalidRequestError
+from service.refusals import FieldViolation, InvalidRequestError, NotAllowedError
 
 CALLER_KEY = "x-caller-id"
 """The metadata key of a caller's name."""
@@ -35,6 +35,17 @@ class Caller:
     """Segments that it may ask for, on average; 0: no limit of its own."""
     tokens_per_second: float = 0.0
     """Source tokens that it may ask for, on average; 0: no limit of its own."""
+
+    def check_model(self, name: str) -> None:
+        """That a model may be used.
+
+        Raises:
+            NotAllowedError: when it may not.
+        """
+        if self.models and name not in self.models:
+            raise NotAllowedError(
+                f"`model` must be one that the caller may use ({', '.join(sorted(self.models))}), but is {name!r}."
+            )
 
 
 ANONYMOUS = Caller()

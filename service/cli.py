@@ -1,4 +1,4 @@
-"""The command line: `python -m service serve|translate|score|models|check`."""
+"""The command line: `python -m service serve|translate|score|models|check|keys`."""
 
 import argparse
 import json
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from service.cli_decoding import add_decoding_flags, add_ranking_flags, options_of
+from service.cli_keys import add_keys_command
 from service.cli_output import print_alignments, print_cost, print_details, print_hypotheses, print_score
 from service.client import DEFAULT_ADDRESS, Client, DecodingOptions, InvalidRequestError, Translation, TranslationError
 from service.config import Config, ConfigError, add_flags, load_config
@@ -20,6 +21,7 @@ _EXAMPLES = """examples:
   python -m service score "Save the file." "保存文件。"
   python -m service models --address 127.0.0.1:50051
   python -m service check models/en-zh
+  python -m service keys new shop --file keys.toml
 """
 
 
@@ -113,6 +115,8 @@ def _parser() -> argparse.ArgumentParser:
         "--num-threads", type=int, default=0, metavar="INT", help="threads (default: the cores there are)"
     )
     check.set_defaults(run=_check)
+
+    add_keys_command(commands)
     return parser
 
 

@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from service.config_rules import problems_together
+
 ENVIRONMENT_PREFIX = "DRAGOMAN_"
 # Kubernetes puts such variables into every container for a Service called dragoman; they are not meant for us.
 _KUBERNETES_LINK = re.compile(r"(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT\w*|PORT(?:_\d+_\w+)?)")
@@ -60,8 +62,8 @@ class ServerConfig:
     models: str = "models"
     """Directory of bundles: each sub-directory with a file of one is served, unless its name begins with a dot."""
     default_models: str = ""
-    """PAIR=NAME,...: the model that is taken where a call names only the language pair, as in en-zh. Left out: the first
-    by name."""
+    """PAIR=NAME,...: the model that is taken where a call names only the language pair, as in en-zh. Left out: the
+    first by name."""
     reflection: bool = True
     """Whether tools such as grpcurl may ask for the interface."""
     max_message_bytes: int = _setting(4 * 2**20, least=1024, most=2**31 - 1)
@@ -108,6 +110,32 @@ class LimitsConfig:
     """When a refused caller is told to try again, at least; it grows with the work that waits."""
     max_stream_stall_seconds: float = _setting(30.0, least=0.001)
     """How long a message of a stream may wait for a client that does not read; then its call is ended."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TlsConfig:
+    """How connections are encrypted, and whose certificates are asked for."""
+
+    tls_certificate: str = ""
+    """PEM file of the server's certificate and those that vouch for it; empty: no TLS. Read anew when
+    it has changed."""
+    tls_key: str = ""
+    """PEM file of its private key, not encrypted. Read anew when it has changed."""
+    tls_client_ca: str = ""
+    """PEM file of who vouches for clients: each must have a certificate then, and its name is the caller. Read anew
+    when it has changed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccessConfig:
+    """Who may call."""
+
+    api_keys_file: str = ""
+    """TOML file of hashed keys: each call must show one then (see `keys new`). Read anew when it has changed."""
+    bearer_hook: str = ""
+    """module:function of an async function that knows the callers of other tokens than keys."""
+    allow_plaintext_keys: bool = False
+    """Whether tokens may come without TLS to another address than loopback, as from a proxy that ends TLS."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +193,10 @@ class Config:
     """Where it listens."""
     limits: LimitsConfig = LimitsConfig()
     """What callers may ask for."""
+    tls: TlsConfig = TlsConfig()
+    """How connections are encrypted."""
+    access: AccessConfig = AccessConfig()
+    """Who may call."""
     engine: EngineConfig = EngineConfig()
     """The decoding loop."""
     shutdown: ShutdownConfig = ShutdownConfig()
@@ -352,7 +384,10 @@ def load_config(
         names = [entry.name for entry in dataclasses.fields(section_type)]
         values = {name: settings()[name].kind(given[name][0]) for name in names if name in given}
         sections[section.name] = section_type(**values)
-    return Config(**sections)
+    config = Config(**sections)
+    if problems := problems_together(config):
+        raise ConfigError(problems)
+    return config
 
 
 def _read_environment(environment: Mapping[str, str], problems: list[str]) -> Iterator[tuple[str, tuple[Any, str]]]:

@@ -11,9 +11,11 @@ from google.rpc import error_details_pb2, status_pb2
 
 from service.refusals import (
     ClientNotReadingError,
+    CredentialsError,
     DeadlineError,
     InvalidRequestError,
     MalformedMessageError,
+    NotAllowedError,
     NotServedError,
     OverloadedError,
     UnavailableError,
@@ -94,6 +96,14 @@ def _malformed(error: MalformedMessageError) -> Failure:
     return Failure(code=grpc.StatusCode.INVALID_ARGUMENT, reason="MALFORMED_MESSAGE", message=str(error))
 
 
+def _no_credentials(error: CredentialsError) -> Failure:
+    return Failure(code=grpc.StatusCode.UNAUTHENTICATED, reason=error.reason, message=str(error))
+
+
+def _not_allowed(error: NotAllowedError) -> Failure:
+    return Failure(code=grpc.StatusCode.PERMISSION_DENIED, reason="NOT_ALLOWED", message=str(error))
+
+
 def _not_served(error: NotServedError) -> Failure:
     return Failure(
         code=grpc.StatusCode.NOT_FOUND,
@@ -150,6 +160,8 @@ def _spread(seconds: float) -> float:
 TABLE: dict[type[Exception], Callable[..., Failure]] = {
     InvalidRequestError: _invalid,
     MalformedMessageError: _malformed,
+    CredentialsError: _no_credentials,
+    NotAllowedError: _not_allowed,
     NotServedError: _not_served,
     OverloadedError: _overloaded,
     UnavailableError: _unavailable,

@@ -64,6 +64,12 @@ class Metrics:
             ["reason"],
             registry=registry,
         )
+        self._failed_reloads = Counter(
+            "dragoman_failed_reloads",
+            "Changed certificates or keys that could not be used, so that what was read before stays.",
+            ["what"],
+            registry=registry,
+        )
         self._request_seconds = Histogram(
             "dragoman_request_seconds",
             "Duration of translate calls that were answered, as the server saw it.",
@@ -122,6 +128,14 @@ class Metrics:
     def observe_models(self, models: Callable[[], Sequence[ServedModel]]) -> None:
         """The gauges show the state of what `models` gives when the page is asked for, in whatever thread."""
         self._gauges.models = models
+
+    def observe_certificate(self, expires_at: Callable[[], float]) -> None:
+        """The page shows what `expires_at` gives when it is asked for: when the certificate ends."""
+        self._gauges.certificate_expires_at = expires_at
+
+    def observe_failed_reload(self, what: str) -> None:
+        """Files that have changed could not be used."""
+        self._failed_reloads.labels(what).inc()
 
     def observe_call(self, code: str, seconds: float) -> None:
         """A translate call ended with a status code (by its name) after `seconds`."""
@@ -210,6 +224,7 @@ class _Gauges(Collector):
 
     def __init__(self, metrics: Metrics) -> None:
         self.models: Callable[[], Sequence[ServedModel]] = tuple
+        self.certificate_expires_at: Callable[[], float] | None = None
         self._metrics = metrics
 
     def describe(self) -> Iterable[Metric]:
@@ -265,7 +280,13 @@ class _Gauges(Collector):
             "1 when the same-bytes probe passed on this machine at start.",
             labels=["model"],
         )
+        certificate = GaugeMetricFamily(
+            "dragoman_certificate_expiry_timestamp_seconds",
+            "When the server's certificate ends, in seconds since 1970; with TLS only.",
+        )
+        if self.certificate_expires_at is not None:
+            certificate.add_metric([], self.certificate_expires_at())
         for model in models:
             info.add_metric([model.name, model.digest, model.precision, model.provider], 1)
             probe.add_metric([model.name], float(model.is_same_bytes))
-        return [*families, info, probe]
+        return [*families, certificate, info, probe]

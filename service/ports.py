@@ -8,6 +8,7 @@ import grpc
 
 from service.config import Config
 from service.metrics import Metrics, MetricsServer
+from service.tls import ServerCertificates
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,8 +18,15 @@ class StartError(RuntimeError):
     """The server cannot start; the message says why."""
 
 
-async def listen(config: Config, add_services: Callable[[grpc.aio.Server], None]) -> tuple[grpc.aio.Server, str]:
-    """Starts gRPC on the configured address. `add_services` gives the server what it answers.
+async def listen(
+    config: Config, add_services: Callable[[grpc.aio.Server], None], *, certificates: ServerCertificates | None = None
+) -> tuple[grpc.aio.Server, str]:
+    """Starts gRPC on the configured address.
+
+    Args:
+        config: says where, and how connections are treated.
+        add_services: gives the server what it answers.
+        certificates: for TLS; None: connections are not encrypted.
 
     Returns:
         The running server, and the address with its real port.
@@ -30,7 +38,10 @@ async def listen(config: Config, add_services: Callable[[grpc.aio.Server], None]
     add_services(server)
     address = config.server.address
     try:
-        port = server.add_insecure_port(address)
+        if certificates is None:
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, certificates.credentials())
     except RuntimeError as error:
         raise StartError(f"`address` must be free to listen on, but {address} is not.") from error
     await server.start()

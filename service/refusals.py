@@ -31,6 +31,19 @@ class MalformedMessageError(ValueError):
     """The bytes of a call are no request."""
 
 
+class CredentialsError(RuntimeError):
+    """The call does not show that its caller may call at all."""
+
+    def __init__(self, message: str, *, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        """CREDENTIALS_MISSING or CREDENTIALS_INVALID."""
+
+
+class NotAllowedError(RuntimeError):
+    """The caller is known, and may not do this."""
+
+
 class NotServedError(LookupError):
     """Nothing here serves the model or the language pair that was asked for."""
 
@@ -62,7 +75,7 @@ class UnavailableError(RuntimeError):
     def __init__(self, message: str, *, reason: str, retry_seconds: float) -> None:
         super().__init__(message)
         self.reason = reason
-        """STARTING or DRAINING."""
+        """STARTING, DRAINING or ACCESS_UNAVAILABLE."""
         self.retry_seconds = retry_seconds
         """When to try again."""
 

@@ -16,9 +16,9 @@ from typing import Any, TextIO
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc as health_grpc
-from grpc_reflection.v1alpha import reflection
 
 from service import logs
+from service.access import access_of
 from service.bundle import BundleError
 from service.catalog import CatalogView
 from service.config import Config
@@ -27,8 +27,11 @@ from service.health import Health
 from service.metrics import Metrics, MetricsServer
 from service.models import ModelsError, load_models
 from service.ports import StartError, listen, listen_metrics
+from service.reflection import add_reflection
 from service.served_model import ServedModel
 from service.servicer import TranslationServicer
+from service.tls import ServerCertificates
+from service.watched_files import FilesError
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +52,7 @@ def serve(config: Config, *, output: TextIO | None = None) -> int:
     logs.set_up(log_format=config.logs.log_format, log_level=config.logs.log_level)
     try:
         return asyncio.run(_run(config, output or sys.stdout))
-    except (StartError, BundleError, ModelsError) as error:
+    except (StartError, FilesError, BundleError, ModelsError) as error:
         print(f"The server cannot start: {error}", file=sys.stderr)
         return EXIT_FAILED
 
@@ -68,7 +71,13 @@ class Server:
         self.health = Health()
         """What health checks are answered with."""
         self._signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
-        self.servicer = TranslationServicer(config, self._metrics, event_loop=asyncio.get_running_loop())
+        failed = self._metrics.observe_failed_reload
+        self._certificates: ServerCertificates | None = None
+        if config.tls.tls_certificate:
+            self._certificates = ServerCertificates(config.tls, on_failure=lambda: failed("certificates"))
+            self._metrics.observe_certificate(self._certificates.expires_at)
+        access = access_of(config, on_failure=lambda: failed("api_keys"))
+        self.servicer = TranslationServicer(config, self._metrics, event_loop=asyncio.get_running_loop(), access=access)
         """Answers the calls."""
         self._catalog = self.servicer.catalog
         self._metrics.observe_models(lambda: self._catalog.models)
@@ -116,15 +125,14 @@ class Server:
     async def _listen(self) -> "grpc.aio.Server":
         """Starts gRPC: health answers, calls are told to come back."""
         await self.health.set_ready(False)
-        server, self.address = await listen(self._config, self._add_services)
+        server, self.address = await listen(self._config, self._add_services, certificates=self._certificates)
         return server
 
     def _add_services(self, server: "grpc.aio.Server") -> None:
         add_methods(self.servicer, server)
         health_grpc.add_HealthServicer_to_server(self.health.servicer, server)
         if self._config.server.reflection:
-            names = (SERVICE_NAME, _HEALTH_NAME, reflection.SERVICE_NAME)
-            reflection.enable_server_reflection(names, server)
+            add_reflection((SERVICE_NAME, _HEALTH_NAME), self.servicer.calls, server)
 
     async def _load(self) -> signal.Signals | None:
         """Loads the models while the event loop answers health checks.

@@ -178,6 +178,7 @@ class TranslationServicer:
                     ),
                     num_characters,
                 )
+                call.caller.check_model(job.model.name)
                 self.catalog.keep(lease, job.model)
                 self.admission.check(call, job.model)
                 async with self._running(call, job):
@@ -208,11 +209,13 @@ class TranslationServicer:
 
         Raises:
             InvalidRequestError, NotServedError: when it cannot be answered.
+            NotAllowedError: when its caller may not use the model.
             OverloadedError, UnreachableDeadlineError: when its model has too much to do.
         """
         checked = await self._compute(
             lambda: lease.view.translator.check(request, contents), is_long=_has_much_to_spell(request.decoding_options)
         )
+        call.caller.check_model(checked.model.name)
         self.catalog.keep(lease, checked.model)
         self.admission.check(call, checked.model)
         return checked

@@ -19,6 +19,7 @@ LABELS = {
     "dragoman_requests": "code",
     "dragoman_segments": "finish_reason",
     "dragoman_wasted_steps": "reason",
+    "dragoman_failed_reloads": "what",
     "dragoman_rejections": "reason",
     "dragoman_model_info": "model, digest, precision, provider",
     "dragoman_same_bytes_probe": "model",

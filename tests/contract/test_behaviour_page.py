@@ -11,10 +11,12 @@ from service.options_reader import built_in_defaults
 from service.pb.translation.v1 import translation_pb2 as pb
 from service.refusals import (
     ClientNotReadingError,
+    CredentialsError,
     DeadlineError,
     FieldViolation,
     InvalidRequestError,
     MalformedMessageError,
+    NotAllowedError,
     NotServedError,
     OverloadedError,
     UnavailableError,
@@ -84,6 +86,9 @@ def test_every_code_and_reason() -> None:
     errors = [
         InvalidRequestError([FieldViolation(field="contents", description="It must.")]),
         MalformedMessageError("None."),
+        CredentialsError("None.", reason="CREDENTIALS_MISSING"),
+        CredentialsError("Wrong.", reason="CREDENTIALS_INVALID"),
+        NotAllowedError("Not yours."),
         NotServedError(resource_type="model", resource_name="x", served=[]),
         NotServedError(resource_type="language pair", resource_name="x", served=[]),
         OverloadedError("Full.", reason="QUEUE_FULL", **again),
@@ -93,6 +98,7 @@ def test_every_code_and_reason() -> None:
         OverloadedError("Full.", reason="QUOTA_EXCEEDED", **again),
         UnavailableError("Not yet.", reason="STARTING", **again),
         UnavailableError("Stopping.", reason="DRAINING", **again),
+        UnavailableError("Who?", reason="ACCESS_UNAVAILABLE", **again),
         DeadlineError("Late."),
         UnreachableDeadlineError("Late."),
         ClientNotReadingError("Reads nothing."),

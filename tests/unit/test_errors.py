@@ -7,10 +7,12 @@ from google.rpc import error_details_pb2, status_pb2
 from service.errors import DOMAIN, PUSHBACK_KEY, REQUEST_ID_KEY, STATUS_DETAILS_KEY, TABLE, Failure, failure_of
 from service.refusals import (
     ClientNotReadingError,
+    CredentialsError,
     DeadlineError,
     FieldViolation,
     InvalidRequestError,
     MalformedMessageError,
+    NotAllowedError,
     NotServedError,
     OverloadedError,
     UnavailableError,
@@ -42,6 +44,8 @@ def details_of(failure: Failure) -> dict[str, object]:
 EXAMPLES = [
     (InvalidRequestError([FieldViolation(field="contents", description="It must.")]), "INVALID_ARGUMENT"),
     (MalformedMessageError("None."), "INVALID_ARGUMENT"),
+    (CredentialsError("None.", reason="CREDENTIALS_MISSING"), "UNAUTHENTICATED"),
+    (NotAllowedError("Not yours."), "PERMISSION_DENIED"),
     (NotServedError(resource_type="model", resource_name="x", served=["en-zh"]), "NOT_FOUND"),
     (OverloadedError("Full.", reason="QUEUE_FULL", retry_seconds=2), "RESOURCE_EXHAUSTED"),
     (UnavailableError("Not yet.", reason="STARTING", retry_seconds=2), "UNAVAILABLE"),
