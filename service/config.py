@@ -157,6 +157,9 @@ class EngineConfig:
     """Threads of each engine's graphs. 0: the cores this process may use, by its cgroup and affinity, shared out."""
     allow_spinning: bool = False
     """Whether idle threads of the graphs wait busily: faster where cores are free, slower where callers need them."""
+    niceness: int = _setting(0, least=0, most=19)
+    """How much the engines give way to the thread that takes calls, as with `nice`; on Linux. With 10, calls are taken
+    and refused sooner when there are far too many, and fewer are answered meanwhile."""
     require_same_bytes: bool = True
     """Whether a model that fails the same-bytes probe on this machine is refused at start."""
     provider: str = _setting("cpu", choices=("cpu",))

@@ -9,6 +9,8 @@ from __future__ import annotations
 import enum
 import logging
 import math
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable
@@ -62,6 +64,7 @@ class EngineLoop:
         observe: Callable[[StepReport], None] = observe_nothing,
         clock: Callable[[], float] = time.monotonic,
         name: str = "engine",
+        niceness: int = 0,
     ) -> None:
         """Args:
         engine: not to be touched by others from now on.
@@ -71,11 +74,14 @@ class EngineLoop:
         observe: called in the engine's thread after each step, before `deliver`.
         clock: monotonic seconds, the engine's.
         name: of the thread.
+        niceness: how much its thread gives way to the others of the process; on Linux only, elsewhere it would be
+            the process that does.
         """
         self._engine = engine
         self._deliver = deliver
         self._observe = observe
         self._clock = clock
+        self._niceness = niceness
         self._changed = threading.Condition()  # guards everything below but the thread
         self._state = LoopState.NEW
         self._forget_submitted()
@@ -267,6 +273,8 @@ class EngineLoop:
         return True
 
     def _run(self) -> None:
+        if self._niceness and sys.platform == "linux":
+            os.nice(self._niceness)  # of the calling thread
         while self._wait_for_work():
             try:
                 report = self._engine.step()

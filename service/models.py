@@ -258,7 +258,13 @@ def _serve(
         tokenizer=model.bundle.tokenizer,
         loop=LoopGroup(
             [
-                EngineLoop(engine, deliver=deliver, observe=observe_both, name=f"engine {manifest.name} {worker}")
+                EngineLoop(
+                    engine,
+                    deliver=deliver,
+                    observe=observe_both,
+                    name=f"engine {manifest.name} {worker}",
+                    niceness=config.niceness,
+                )
                 for worker, engine in enumerate(engines)
             ]
         ),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -413,3 +415,20 @@ def test_a_delivery_that_raises_does_not_stop_the_loop(caplog: pytest.LogCapture
     assert second.is_finished
     assert "Delivering" in caplog.text
     assert loop.stop(SECONDS)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it is the process that gives way")
+def test_a_thread_gives_way_and_no_other_does() -> None:
+    seen: list[int] = []
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+
+    def look(_: StepReport) -> None:
+        seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+
+    loop = EngineLoop(Engine.over(FakeRunner()), observe=look, niceness=3)
+    loop.submit([Sequence(source_ids=(5, EOS_ID))])
+    loop.start()
+    assert loop.drain(SECONDS)
+    loop.stop()
+    assert set(seen) == {min(own + 3, 19)}
+    assert os.getpriority(os.PRIO_PROCESS, 0) == own
