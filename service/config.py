@@ -167,6 +167,17 @@ class EngineConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SwapConfig:
+    """How a model that is loaded while the server runs is tried before it is served."""
+
+    canary_sentences: int = _setting(32, least=0, most=1024)
+    """Lines of `canaries/PAIR.txt` in the directory of models that a new model of the pair must translate, at most."""
+    canary_min_similarity: float = _setting(0.3, least=0, most=1)
+    """How similar its translations must be in the mean to those of the model whose place it takes (F1 of character
+    pairs)."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShutdownConfig:
     """How the server stops."""
 
@@ -202,6 +213,8 @@ class Config:
     """Who may call."""
     engine: EngineConfig = EngineConfig()
     """The decoding loop."""
+    swap: SwapConfig = SwapConfig()
+    """How models are changed."""
     shutdown: ShutdownConfig = ShutdownConfig()
     """How it stops."""
     logs: LogsConfig = LogsConfig()

@@ -10,6 +10,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from service.refusals import (
+    ChangeRefusedError,
     ClientNotReadingError,
     CredentialsError,
     DeadlineError,
@@ -20,6 +21,7 @@ from service.refusals import (
     OverloadedError,
     UnavailableError,
     UnreachableDeadlineError,
+    shortened,
 )
 
 DOMAIN = "dragoman"
@@ -27,6 +29,7 @@ STATUS_DETAILS_KEY = "grpc-status-details-bin"
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
 REQUEST_ID_KEY = "x-request-id"
 _MAX_VIOLATION_CHARACTERS = 3_000  # of all violations together: clients take 8 KiB of trailers, and base64 adds a third
+_MAX_PROBLEMS = 7  # of a change of models, for the same reason
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,10 +155,32 @@ def _not_reading(error: ClientNotReadingError) -> Failure:
     return Failure(code=grpc.StatusCode.ABORTED, reason="CLIENT_NOT_READING", message=str(error))
 
 
+def _change_refused(error: ChangeRefusedError) -> Failure:
+    violations = [
+        error_details_pb2.PreconditionFailure.Violation(type=error.reason, description=shortened(problem, 400))
+        for problem in error.problems[:_MAX_PROBLEMS]
+    ]
+    more = len(error.problems) - len(violations)
+    return Failure(
+        code=CHANGE_CODES[error.reason],
+        reason=error.reason,
+        message=shortened(error.problems[0], 400) + (f" ({more} more problem(s) are in the log.)" if more else ""),
+        details=(error_details_pb2.PreconditionFailure(violations=violations),),
+    )
+
+
 def _spread(seconds: float) -> float:
     """A delay up to a quarter longer, so that callers refused together do not come back together."""
     return seconds * random.uniform(1.0, 1.25)
 
+
+CHANGE_CODES = {
+    "BUNDLE_REFUSED": grpc.StatusCode.FAILED_PRECONDITION,
+    "CANARY_FAILED": grpc.StatusCode.FAILED_PRECONDITION,
+    "LAST_MODEL": grpc.StatusCode.FAILED_PRECONDITION,
+    "SWAP_IN_PROGRESS": grpc.StatusCode.ABORTED,
+}
+"""How a change of models is refused, by reason."""
 
 TABLE: dict[type[Exception], Callable[..., Failure]] = {
     InvalidRequestError: _invalid,
@@ -168,6 +193,7 @@ TABLE: dict[type[Exception], Callable[..., Failure]] = {
     DeadlineError: _deadline,
     UnreachableDeadlineError: _unreachable,
     ClientNotReadingError: _not_reading,
+    ChangeRefusedError: _change_refused,
 }
 """Exception to answer; whatever is not here is INTERNAL."""
 

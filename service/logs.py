@@ -15,7 +15,7 @@ from typing import Any, TextIO
 FACTS = (
     "request_id", "caller", "code", "reason", "seconds", "num_contents", "num_segments", "num_source_tokens",
     "num_target_tokens", "model", "digest", "precision", "provider", "num_threads", "address", "metrics_address",
-    "signal", "num_calls", "what", "problems", "version",
+    "signal", "num_calls", "what", "directory", "problems", "version",
 )  # fmt: skip
 """Names that a record may carry beside its message."""
 

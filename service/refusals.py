@@ -14,9 +14,9 @@ class FieldViolation:
     """What must hold and what was got; never the text itself."""
 
 
-def shortened(value: str) -> str:
-    """The beginning of a value that a caller gave, for a message that must stay small."""
-    return value if len(value) <= 64 else value[:63] + "…"
+def shortened(value: str, most: int = 64) -> str:
+    """The beginning of a value, as of one that a caller gave, for a message that must stay small."""
+    return value if len(value) <= most else value[: most - 1] + "…"
 
 
 class InvalidRequestError(ValueError):
@@ -90,3 +90,13 @@ class UnreachableDeadlineError(RuntimeError):
 
 class ClientNotReadingError(RuntimeError):
     """The client of a stream does not read what it asked for."""
+
+
+class ChangeRefusedError(RuntimeError):
+    """What is served is not changed; `problems` lists every reason."""
+
+    def __init__(self, problems: list[str], *, reason: str) -> None:
+        super().__init__(" ".join(problems))
+        self.problems = problems
+        self.reason = reason
+        """BUNDLE_REFUSED, CANARY_FAILED, LAST_MODEL or SWAP_IN_PROGRESS."""

@@ -10,8 +10,6 @@ import contextlib
 import logging
 import signal
 import sys
-import threading
-from collections.abc import Callable
 from typing import Any, TextIO
 
 import grpc
@@ -22,14 +20,15 @@ from service.access import access_of
 from service.bundle import BundleError
 from service.catalog import CatalogView
 from service.config import Config
+from service.daemon_thread import in_daemon_thread
 from service.handlers import SERVICE_NAME, add_methods
 from service.health import Health
 from service.metrics import Metrics, MetricsServer
-from service.models import ModelsError, load_models
+from service.models import ModelsError, default_models, load_models
 from service.ports import StartError, listen, listen_metrics
 from service.reflection import add_reflection
-from service.served_model import ServedModel
 from service.servicer import TranslationServicer
+from service.swap import Swap
 from service.tls import ServerCertificates
 from service.watched_files import FilesError
 
@@ -81,6 +80,14 @@ class Server:
         """Answers the calls."""
         self._catalog = self.servicer.catalog
         self._metrics.observe_models(lambda: self._catalog.models)
+        self.swap = Swap(
+            config,
+            self._catalog,
+            deliver=self.servicer.deliver,
+            observe=self._metrics.observe_step,
+            clock=asyncio.get_running_loop().time,
+        )
+        """Changes what is served."""
         self.address = config.server.address
         """Where it listens; the port is the real one once it does."""
         self._metrics_address = ""
@@ -116,6 +123,7 @@ class Server:
                 watch.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await watch
+            await self.swap.close()
             await grpc_server.stop(0)
             for model in self._catalog.in_use:
                 model.loop.stop(_STOP_SECONDS)
@@ -141,7 +149,8 @@ class Server:
             None when calls are taken, or the signal that came before.
         """
         loading = in_daemon_thread(
-            lambda: load_models(self._config, deliver=self.servicer.deliver, observe=self._metrics.observe_step)
+            lambda: load_models(self._config, deliver=self.servicer.deliver, observe=self._metrics.observe_step),
+            name="load",
         )
         stopping = asyncio.create_task(self._signals.get())
         waited_for: list[asyncio.Future[Any]] = [loading, stopping]
@@ -152,7 +161,9 @@ class Server:
         models = loading.result()
         for model in models:
             model.loop.start()
-        self.servicer.begin_serving(CatalogView.of(models, self._config, clock=asyncio.get_running_loop().time))
+        clock = asyncio.get_running_loop().time
+        defaults = default_models(self._config)
+        self.servicer.begin_serving(CatalogView.of(models, self._config, clock=clock, defaults=defaults))
         for model in models:
             facts = {"model": model.name, "digest": model.digest, "precision": model.precision}
             logger.info("A model is served.", extra={**facts, "num_threads": model.num_threads})
@@ -189,6 +200,7 @@ class Server:
         if first is signal.SIGTERM and self._catalog.models:
             await asyncio.sleep(shutdown.shutdown_delay_seconds)
         self.servicer.begin_draining()
+        await self.swap.close()
         for model in self._catalog.in_use:
             model.loop.begin_drain()
         logger.info("Stopping: calls are refused.", extra={"num_calls": self.servicer.calls.num_calls})
@@ -204,30 +216,3 @@ class Server:
         await grpc_server.stop(1.0)  # replies that are on their way
         logger.info("Stopped.")
         return EXIT_OK
-
-
-def in_daemon_thread(work: Callable[[], list[ServedModel]]) -> "asyncio.Future[list[ServedModel]]":
-    """Runs `work` in a thread that does not keep the process from ending."""
-    event_loop = asyncio.get_running_loop()
-    future: asyncio.Future[list[ServedModel]] = event_loop.create_future()
-
-    def settle(result: list[ServedModel] | None, error: Exception | None) -> None:
-        if future.done():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            assert result is not None
-            future.set_result(result)
-
-    def run() -> None:
-        result, failure = None, None
-        try:
-            result = work()
-        except Exception as error:
-            failure = error
-        with contextlib.suppress(RuntimeError):  # the event loop has ended: nobody waits
-            event_loop.call_soon_threadsafe(settle, result, failure)
-
-    threading.Thread(target=run, name="load", daemon=True).start()
-    return future

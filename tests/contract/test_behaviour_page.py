@@ -5,11 +5,12 @@ import re
 from pathlib import Path
 
 from service.config import settings
-from service.errors import TABLE, failure_of
+from service.errors import CHANGE_CODES, TABLE, failure_of
 from service.flags import placeholders
 from service.options_reader import built_in_defaults
 from service.pb.translation.v1 import translation_pb2 as pb
 from service.refusals import (
+    ChangeRefusedError,
     ClientNotReadingError,
     CredentialsError,
     DeadlineError,
@@ -102,6 +103,7 @@ def test_every_code_and_reason() -> None:
         DeadlineError("Late."),
         UnreachableDeadlineError("Late."),
         ClientNotReadingError("Reads nothing."),
+        *(ChangeRefusedError(["Not."], reason=reason) for reason in CHANGE_CODES),
         RuntimeError("Ours."),
     ]
     assert {type(error) for error in errors} == {*TABLE, RuntimeError}
@@ -118,7 +120,7 @@ def test_the_reasons_that_the_code_uses_are_on_the_page() -> None:
     used = {
         reason for path in sources for reason in re.findall(r'reason="([A-Z_]+)"', path.read_text(encoding="utf-8"))
     }
-    used |= {"MODEL_NOT_FOUND", "LANGUAGE_PAIR_NOT_FOUND"}
+    used |= {"MODEL_NOT_FOUND", "LANGUAGE_PAIR_NOT_FOUND", *CHANGE_CODES}
     assert used == {row[1] for row in table("code")}
 
 

@@ -61,7 +61,8 @@ def test_all_problems_are_reported_together(tmp_path: Path) -> None:
     found = problems_of(file=file, environment=environment, flags={"address": "nowhere", "log_format": "xml"})
     assert found == [
         f"`engine.rows` in {file} must be a known setting, but is not.",
-        f"`motor` in {file} must be one of the tables access, engine, limits, logs, server, shutdown, tls, but is not.",
+        f"`motor` in {file} must be one of the tables access, engine, limits, logs, server, shutdown, swap, "
+        "tls, but is not.",
         "DRAGOMAN_SPEED in the environment must be a known setting, but is not.",
         f"`max_rows` ({file}) must be at least 1, but is 0.",
         f"`max_contents` ({file}) must be a whole number, but is '5'.",

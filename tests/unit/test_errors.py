@@ -6,6 +6,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from service.errors import DOMAIN, PUSHBACK_KEY, REQUEST_ID_KEY, STATUS_DETAILS_KEY, TABLE, Failure, failure_of
 from service.refusals import (
+    ChangeRefusedError,
     ClientNotReadingError,
     CredentialsError,
     DeadlineError,
@@ -52,6 +53,7 @@ EXAMPLES = [
     (DeadlineError("Late."), "DEADLINE_EXCEEDED"),
     (UnreachableDeadlineError("Late."), "DEADLINE_EXCEEDED"),
     (ClientNotReadingError("Reads nothing."), "ABORTED"),
+    (ChangeRefusedError(["Altered.", "Missing."], reason="BUNDLE_REFUSED"), "FAILED_PRECONDITION"),
     (RuntimeError("secret"), "INTERNAL"),
 ]
 
@@ -136,3 +138,13 @@ def test_a_kind_of_a_refusal_is_answered_like_it() -> None:
         pass
 
     assert failure_of(OwnDeadlineError("Late."), "id-1").code is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def test_a_change_that_is_refused_names_its_problems() -> None:
+    failure = failure_of(ChangeRefusedError([f"{i} " + "x" * 500 for i in range(9)], reason="CANARY_FAILED"), "id-1")
+    assert failure.message.endswith("… (2 more problem(s) are in the log.)")
+    (details,) = failure.details
+    assert isinstance(details, error_details_pb2.PreconditionFailure)
+    assert [each.description[:2] for each in details.violations] == [f"{i} " for i in range(7)]
+    assert len(dict(failure.trailing_metadata("id-1"))["grpc-status-details-bin"]) < 6_000
+    assert failure_of(ChangeRefusedError(["Busy."], reason="SWAP_IN_PROGRESS"), "id").code is grpc.StatusCode.ABORTED
