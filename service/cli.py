@@ -12,6 +12,7 @@ from service.cli_keys import add_keys_command
 from service.cli_output import print_alignments, print_cost, print_details, print_hypotheses, print_score
 from service.client import DEFAULT_ADDRESS, Client, DecodingOptions, InvalidRequestError, Translation, TranslationError
 from service.config import Config, ConfigError, add_flags, load_config
+from service.watched_files import FilesError
 
 _EXAMPLES = """examples:
   python -m service serve --models models
@@ -31,6 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(parsed.run(parsed))
     except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except FilesError as error:
         print(error, file=sys.stderr)
         return 2
     except TranslationError as error:
@@ -129,6 +133,44 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
 def _add_client_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--address", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help=f"default {DEFAULT_ADDRESS}")
     parser.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="default 60")
+    parser.add_argument("--tls", action="store_true", help="encrypt, and trust whom the system trusts")
+    parser.add_argument("--root-certificates", metavar="FILE", help="encrypt, and trust these (PEM)")
+    parser.add_argument("--certificate", metavar="FILE", help="the client's certificate (PEM), if the server wants one")
+    parser.add_argument("--key", metavar="FILE", help="its private key (PEM)")
+    parser.add_argument("--api-key-file", metavar="FILE", help="file of the key or token to show")
+    parser.add_argument(
+        "--allow-plaintext-key", action="store_true", help="show it to another machine without TLS, too"
+    )
+
+
+def _client(parsed: argparse.Namespace) -> Client:
+    """The client that flags describe.
+
+    Raises:
+        FilesError: when a file cannot be read, or the flags do not go together.
+    """
+
+    def read(path: str | None) -> bytes | None:
+        try:
+            return None if path is None else Path(path).read_bytes()
+        except OSError as error:
+            raise FilesError([f"{path} must be readable, but is not: {error.strerror}."]) from error
+
+    try:
+        return Client(
+            parsed.address,
+            timeout_seconds=parsed.timeout,
+            tls=parsed.tls,
+            root_certificates=read(parsed.root_certificates),
+            certificate=read(parsed.certificate),
+            key=read(parsed.key),
+            api_key=(read(parsed.api_key_file) or b"").decode(errors="replace").strip(),
+            allow_plaintext_key=parsed.allow_plaintext_key,
+        )
+    except FilesError:
+        raise
+    except ValueError as error:
+        raise FilesError([str(error)]) from error
 
 
 def _serve(parsed: argparse.Namespace) -> int:
@@ -144,7 +186,7 @@ def _serve(parsed: argparse.Namespace) -> int:
 def _translate(parsed: argparse.Namespace) -> int:
     text = sys.stdin.read() if parsed.text is None else parsed.text
     options = options_of(parsed, with_alignment=parsed.alignment or parsed.alignment_plot is not None)
-    with Client(parsed.address, timeout_seconds=parsed.timeout) as client:
+    with _client(parsed) as client:
         translation = (_print_stream if parsed.stream else _print_translation)(client, text, parsed, options)
     if any(segment.hypotheses for segment in translation.segments):
         print_hypotheses(translation.segments)
@@ -209,7 +251,7 @@ def _score(parsed: argparse.Namespace) -> int:
             print(f"Each line must have one tab, but line {wrong[0]} has not.", file=sys.stderr)
             return 2
         pairs = [(source, target) for source, _, target in (line.partition("\t") for line in lines)]
-    with Client(parsed.address, timeout_seconds=parsed.timeout) as client:
+    with _client(parsed) as client:
         scores = client.score(
             [source for source, _ in pairs],
             [target for _, target in pairs],
@@ -238,7 +280,7 @@ def _print_error(error: TranslationError) -> None:
 def _models(parsed: argparse.Namespace) -> int:
     if parsed.directory is not None:
         return _models_of_directory(Path(parsed.directory))
-    with Client(parsed.address, timeout_seconds=parsed.timeout) as client:
+    with _client(parsed) as client:
         info = client.info()
     for model in info.models:
         same = "same bytes" if model.is_same_bytes else "NOT the same bytes under load"

@@ -6,8 +6,10 @@ asks for, within the call's timeout. Every other refusal is raised as an excepti
 
 from service.client.calls import DEFAULT_ADDRESS, AsyncClient, Client
 from service.client.errors import (
+    CredentialsError,
     DeadlineExceededError,
     InvalidRequestError,
+    NotAllowedError,
     NotServedError,
     OverloadedError,
     ServerError,
@@ -38,11 +40,13 @@ __all__ = [
     "AsyncTranslationStream",
     "CallMetadata",
     "Client",
+    "CredentialsError",
     "DeadlineExceededError",
     "DecodingOptions",
     "FinishReason",
     "Hypothesis",
     "InvalidRequestError",
+    "NotAllowedError",
     "NotServedError",
     "OverloadedError",
     "Sampling",

@@ -11,12 +11,12 @@ from typing import Any, Self, cast
 import grpc
 
 from service.client.attempts import Attempts
+from service.client.connection import credentials_of, stub_of
 from service.client.errors import error_of, invalid_request
 from service.client.options import DecodingOptions, text_violations
 from service.client.results import TextScore, Translation, parse_scores, parse_translations
 from service.client.streams import AsyncTranslationStream, TranslationStream
 from service.pb.translation.v1 import translation_pb2 as pb
-from service.pb.translation.v1 import translation_pb2_grpc
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 
@@ -24,16 +24,50 @@ DEFAULT_ADDRESS = "127.0.0.1:50051"
 class Client:
     """Calls a server from ordinary code; may be shared by threads. Close it, or use it in a `with` block."""
 
-    def __init__(self, address: str = DEFAULT_ADDRESS, *, timeout_seconds: float = 60.0, max_retries: int = 4) -> None:
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        timeout_seconds: float = 60.0,
+        max_retries: int = 4,
+        tls: bool = False,
+        root_certificates: bytes | None = None,
+        certificate: bytes | None = None,
+        key: bytes | None = None,
+        api_key: str = "",
+        allow_plaintext_key: bool = False,
+    ) -> None:
         """Args:
-        address: host:port, or any gRPC target such as `dns:///translation:50051`; calls go round its addresses.
-        timeout_seconds: for a call with all its retries.
-        max_retries: how often a call that was refused for the moment is tried again.
+            address: host:port, or any gRPC target such as `dns:///translation:50051`; calls go round its addresses.
+            timeout_seconds: for a call with all its retries.
+            max_retries: how often a call that was refused for the moment is tried again.
+            tls: whether connections are encrypted; they are as well when certificates are given.
+            root_certificates: who vouches for the server, PEM; None: whom the system trusts.
+            certificate: the client's own, PEM, for a server that asks for one; with `key`.
+            key: its private key, PEM.
+            api_key: the key or token that each call shows.
+            allow_plaintext_key: whether that may be sent to another machine without TLS.
+
+        Raises:
+            ValueError: when these do not go together.
         """
         self._timeout_seconds = timeout_seconds
         self._max_retries = max_retries
-        self._channel = grpc.insecure_channel(address, options=channel_options())
-        self._stub = cast(Any, translation_pb2_grpc).TranslationServiceStub(self._channel)
+        credentials, metadata = credentials_of(
+            address,
+            tls=tls,
+            root_certificates=root_certificates,
+            certificate=certificate,
+            key=key,
+            api_key=api_key,
+            allow_plaintext_key=allow_plaintext_key,
+        )
+        self._channel = (
+            grpc.insecure_channel(address, options=channel_options())
+            if credentials is None
+            else grpc.secure_channel(address, credentials, options=channel_options())
+        )
+        self._stub = stub_of(self._channel, metadata)
 
     def __enter__(self) -> Self:
         return self
@@ -151,12 +185,37 @@ class Client:
 class AsyncClient:
     """Calls a server from asyncio; belongs to one event loop. Close it, or use it in an `async with` block."""
 
-    def __init__(self, address: str = DEFAULT_ADDRESS, *, timeout_seconds: float = 60.0, max_retries: int = 4) -> None:
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        timeout_seconds: float = 60.0,
+        max_retries: int = 4,
+        tls: bool = False,
+        root_certificates: bytes | None = None,
+        certificate: bytes | None = None,
+        key: bytes | None = None,
+        api_key: str = "",
+        allow_plaintext_key: bool = False,
+    ) -> None:
         """As `Client`."""
         self._timeout_seconds = timeout_seconds
         self._max_retries = max_retries
-        self._channel = grpc.aio.insecure_channel(address, options=channel_options())
-        self._stub = cast(Any, translation_pb2_grpc).TranslationServiceStub(self._channel)
+        credentials, metadata = credentials_of(
+            address,
+            tls=tls,
+            root_certificates=root_certificates,
+            certificate=certificate,
+            key=key,
+            api_key=api_key,
+            allow_plaintext_key=allow_plaintext_key,
+        )
+        self._channel = (
+            grpc.aio.insecure_channel(address, options=channel_options())
+            if credentials is None
+            else grpc.aio.secure_channel(address, credentials, options=channel_options())
+        )
+        self._stub = stub_of(self._channel, metadata)
 
     async def __aenter__(self) -> Self:
         return self

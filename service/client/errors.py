@@ -43,6 +43,14 @@ class InvalidRequestError(TranslationError):
     """Every field that is wrong."""
 
 
+class CredentialsError(TranslationError):
+    """The server wants a key or token, and this is none that it knows."""
+
+
+class NotAllowedError(TranslationError):
+    """The server knows the key, which is not for this."""
+
+
 class NotServedError(TranslationError):
     """Nothing there serves the model or the language pair."""
 
@@ -77,6 +85,8 @@ class ServerError(TranslationError):
 
 _ERRORS: dict[grpc.StatusCode, type[TranslationError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequestError,
+    grpc.StatusCode.UNAUTHENTICATED: CredentialsError,
+    grpc.StatusCode.PERMISSION_DENIED: NotAllowedError,
     grpc.StatusCode.NOT_FOUND: NotServedError,
     grpc.StatusCode.RESOURCE_EXHAUSTED: OverloadedError,
     grpc.StatusCode.UNAVAILABLE: UnavailableError,
