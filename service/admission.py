@@ -76,9 +76,9 @@ class Admission:
             OverloadedError: when the model has no room for another segment, or more work than it gets done.
             UnreachableDeadlineError: when the call would still wait at its deadline.
         """
-        if model.loop.is_full:
+        if model.loop.is_full_for(call.priority, call.caller.name):
             raise self.queue_full()
-        load = model.load
+        load = model.load(call.priority)
         now = self._clock()
         standing = self._standing.get(model)
         if standing is None:
@@ -87,7 +87,7 @@ class Admission:
                 interval_seconds=self._limits.standing_interval_seconds,
             )
         delay_seconds = model.forecast.delay_seconds(load)
-        if standing.refuses(delay_seconds, now):
+        if call.priority is request.Priority.INTERACTIVE and standing.refuses(delay_seconds, now):
             message = "More is asked for than gets done, and what waits does not become less."
             raise OverloadedError(message, reason="STANDING_DELAY", retry_seconds=self.retry_seconds(model))
         self._check_deadline(call, model.forecast.wait_seconds(load), now)
@@ -118,7 +118,7 @@ class Admission:
         """
         now = self._clock()
         if call.remaining is not None:
-            self._check_deadline(call, model.forecast.finish_seconds(model.load, sequences), now)
+            self._check_deadline(call, model.forecast.finish_seconds(model.load(call.priority), sequences), now)
         num_tokens = sum(len(sequence.source_ids) for sequence in sequences)
         seconds = self._quotas.take(call.caller, num_segments=len(sequences), num_tokens=num_tokens, now=now)
         if seconds:

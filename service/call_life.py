@@ -24,6 +24,7 @@ from service.config import LimitsConfig
 from service.errors import REQUEST_ID_KEY, Failure, failure_of
 from service.metrics import Metrics
 from service.refusals import DeadlineError, UnavailableError
+from service.request import Priority
 from service.stream_writer import ClientGoneError, Context
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,8 @@ class Call:
     """Who makes it."""
     num_contents: int | None = None
     """Items of its request; None before it is read."""
+    priority: Priority = Priority.INTERACTIVE
+    """Whether it goes before others or after them; interactive before its request is read."""
 
     @property
     def deadline(self) -> float | None:

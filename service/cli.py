@@ -128,6 +128,12 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source", default="", metavar="LANGUAGE", help="language of the text (default: the model's)")
     parser.add_argument("--target", default="", metavar="LANGUAGE", help="language wanted (default: the model's)")
     parser.add_argument("--model", default="", metavar="NAME", help="which model (default: the pair's)")
+    parser.add_argument(
+        "--priority",
+        choices=("interactive", "bulk"),
+        default="interactive",
+        help="bulk fills the rows that interactive work leaves (default interactive)",
+    )
 
 
 def _add_client_flags(parser: argparse.ArgumentParser) -> None:
@@ -199,7 +205,12 @@ def _translate(parsed: argparse.Namespace) -> int:
 
 def _print_translation(client: Client, text: str, parsed: argparse.Namespace, options: DecodingOptions) -> Translation:
     (translation,) = client.translate(
-        [text], source=parsed.source, target=parsed.target, model=parsed.model, options=options
+        [text],
+        source=parsed.source,
+        target=parsed.target,
+        model=parsed.model,
+        options=options,
+        priority=parsed.priority,
     )
     sys.stdout.write(translation.text if translation.text.endswith("\n") else translation.text + "\n")
     return translation
@@ -208,7 +219,12 @@ def _print_translation(client: Client, text: str, parsed: argparse.Namespace, op
 def _print_stream(client: Client, text: str, parsed: argparse.Namespace, options: DecodingOptions) -> Translation:
     last = ""
     with client.stream(
-        [text], source=parsed.source, target=parsed.target, model=parsed.model, options=options
+        [text],
+        source=parsed.source,
+        target=parsed.target,
+        model=parsed.model,
+        options=options,
+        priority=parsed.priority,
     ) as stream:
         try:
             for piece in stream:
@@ -259,6 +275,7 @@ def _score(parsed: argparse.Namespace) -> int:
             target=parsed.target,
             model=parsed.model,
             options=options_of(parsed, with_alignment=parsed.alignment),
+            priority=parsed.priority,
         )
     for score in scores:
         print_score(score, is_verbose=parsed.verbose)

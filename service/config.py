@@ -106,6 +106,11 @@ class LimitsConfig:
     """How long there may be more, so that a burst passes."""
     refuse_late: bool = True
     """Whether a call that is predicted to miss its deadline is refused at once."""
+    reserved_share: float = _setting(0.125, least=0, most=0.9)
+    """Share of both that is kept for interactive segments of callers none of whose wait; bulk never takes it."""
+    bulk_patience_seconds: float = _setting(5.0, least=0)
+    """How long bulk segments wait while interactive ones want all rows; then one at a time goes before these, in each
+    engine."""
     retry_seconds: float = _setting(0.5, least=0.001)
     """When a refused caller is told to try again, at least; it grows with the work that waits."""
     max_stream_stall_seconds: float = _setting(30.0, least=0.001)

@@ -129,6 +129,16 @@ class EngineLoop:
         return self._num_consecutive_failures
 
     @property
+    def num_used_interactive_rows(self) -> int:
+        """Rows that interactive sequences use, as of about now."""
+        return self._engine.scheduler.num_used_interactive_rows
+
+    @property
+    def num_waiting_interactive_tokens(self) -> int:
+        """Source tokens of interactive sequences that wait for a row, as of about now."""
+        return self._engine.scheduler.waiting.interactive.num_tokens + self._num_submitted_interactive_tokens
+
+    @property
     def num_interactive_rows_wanted(self) -> int:
         """Of `num_rows_wanted`, those of interactive sequences: what is ahead of another of these."""
         scheduler = self._engine.scheduler
@@ -222,6 +232,7 @@ class EngineLoop:
                 if sequence.priority is Priority.INTERACTIVE:
                     self._num_submitted_interactive += 1
                     self._num_submitted_interactive_rows += sequence.options.num_rows
+                    self._num_submitted_interactive_tokens += len(sequence.source_ids)
                     self._submitted_callers.add(sequence.caller)
             self._submitted.extend(sequences)
             self._changed.notify_all()
@@ -325,6 +336,7 @@ class EngineLoop:
         self._num_submitted_rows = 0
         self._num_submitted_interactive = 0
         self._num_submitted_interactive_rows = 0
+        self._num_submitted_interactive_tokens = 0
         self._submitted_callers: set[str] = set()
 
     def _count_failures(self, report: StepReport) -> None:

@@ -70,6 +70,7 @@ class Job:
             metadata.decode_seconds = max(s.finished_at for s in sequences) - min(s.encoded_at for s in sequences)
             metadata.num_steps = sum(sequence.num_steps for sequence in sequences)
             metadata.max_rows_shared = max(sequence.max_rows_shared for sequence in sequences)
+            metadata.num_preemptions = sum(sequence.num_preemptions for sequence in sequences)
         return metadata
 
 

@@ -49,6 +49,21 @@ class LoopGroup:
         """Sequences that wait for a row, over all loops, as of about now."""
         return sum(loop.num_waiting for loop in self._loops)
 
+    @property
+    def num_used_interactive_rows(self) -> int:
+        """Rows that interactive sequences use, over all loops, as of about now."""
+        return sum(loop.num_used_interactive_rows for loop in self._loops)
+
+    @property
+    def num_interactive_rows_wanted(self) -> int:
+        """Rows that interactive sequences use or wait for, over all loops, as of about now."""
+        return sum(loop.num_interactive_rows_wanted for loop in self._loops)
+
+    @property
+    def num_waiting_interactive_tokens(self) -> int:
+        """Source tokens of interactive sequences that wait for a row, over all loops, as of about now."""
+        return sum(loop.num_waiting_interactive_tokens for loop in self._loops)
+
     def num_waiting_of(self, priority: Priority) -> int:
         """Sequences of a priority that wait for a row, over all loops, as of about now."""
         return sum(loop.num_waiting_of(priority) for loop in self._loops)

@@ -15,7 +15,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from service.request import FinishReason
+from service.request import FinishReason, Priority
 from service.served_model import ServedModel
 from service.step_report import StepReport
 from service.translator import mean_inter_token_seconds
@@ -53,6 +53,16 @@ class Metrics:
             "dragoman_wasted_steps",
             "Decoding steps of segments that nobody got, by why: a row taking part in one step counts one.",
             ["reason"],
+            registry=registry,
+        )
+        self._late_steps = Counter(
+            "dragoman_late_steps",
+            "Decoding steps, counted by rows, that were begun when their call was cancelled or its deadline had passed.",
+            registry=registry,
+        )
+        self._preempted_steps = Counter(
+            "dragoman_preempted_steps",
+            "Decoding steps of bulk segments, counted by rows, that are made again because interactive ones came.",
             registry=registry,
         )
         self._failed_steps = Counter(
@@ -172,12 +182,16 @@ class Metrics:
             self._failed_steps.inc()
         if report.decode_error is not None:
             self._failed_steps.inc()
+        if report.num_preempted:
+            self._preempted_steps.inc(report.num_preempted_steps)
+        if report.num_late_steps:
+            self._late_steps.inc(report.num_late_steps)
         for sequence in report.finished:
             reason = sequence.finish_reason
             assert reason is not None
             self._segments_by_reason[reason].inc()
             if reason in self._wasted_by_reason:
-                self._wasted_by_reason[reason].inc(sequence.num_steps)
+                self._wasted_by_reason[reason].inc(sequence.num_row_steps)
                 continue
             self._queue_seconds.observe(sequence.admitted_at - sequence.submitted_at)
             self._first_token_seconds.observe(sequence.first_token_at - sequence.submitted_at)
@@ -272,6 +286,11 @@ class _Gauges(Collector):
                 max((loop.stalled_seconds() for loop in loops), default=0.0),
             ),
         ]
+        waiting = GaugeMetricFamily(
+            "dragoman_waiting_by_priority", "Segments that wait for a row, by priority.", labels=["priority"]
+        )
+        for priority in Priority:
+            waiting.add_metric([priority.value], sum(loop.num_waiting_of(priority) for loop in loops))
         info = GaugeMetricFamily(
             "dragoman_model_info", "Models that are served.", labels=["model", "digest", "precision", "provider"]
         )
@@ -289,4 +308,4 @@ class _Gauges(Collector):
         for model in models:
             info.add_metric([model.name, model.digest, model.precision, model.provider], 1)
             probe.add_metric([model.name], float(model.is_same_bytes))
-        return [*families, certificate, info, probe]
+        return [*families, waiting, certificate, info, probe]

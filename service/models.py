@@ -238,6 +238,8 @@ def _serve(
             max_waiting_sequences=limits.max_waiting_segments,
             max_waiting_tokens=limits.max_waiting_tokens,
             max_encode_tokens_per_step=config.max_encode_tokens,
+            reserved_share=limits.reserved_share,
+            bulk_patience_seconds=limits.bulk_patience_seconds,
         )
         for runner in model.runners
     ]

@@ -8,6 +8,7 @@ from service.loop_group import LoopGroup
 from service.options import MAX_BEAM_SIZE
 from service.options_reader import built_in_defaults
 from service.pb.translation.v1 import translation_pb2 as pb
+from service.request import Priority
 from service.tokenizer import Tokenizer
 
 
@@ -56,10 +57,18 @@ class ServedModel:
         """As in `en-zh`."""
         return f"{self.source_language}-{self.target_language}"
 
-    @property
-    def load(self) -> Load:
-        """What its engines have to do, as of about now."""
+    def load(self, priority: Priority = Priority.BULK) -> Load:
+        """What its engines have to do before anything more of a priority, as of about now: before bulk work, all."""
         loop = self.loop
+        if priority is Priority.INTERACTIVE:
+            return Load(
+                num_engines=len(loop.loops),
+                num_rows=self.max_rows,
+                num_used_rows=loop.num_used_interactive_rows,
+                num_waiting=loop.num_waiting_of(priority),
+                num_waiting_rows=max(0, loop.num_interactive_rows_wanted - loop.num_used_interactive_rows),
+                num_waiting_tokens=loop.num_waiting_interactive_tokens,
+            )
         num_used_rows = loop.num_used_rows
         num_wanted_rows = sum(each.num_rows_wanted for each in loop.loops)
         return Load(
@@ -73,4 +82,4 @@ class ServedModel:
 
     def delay_seconds(self) -> float:
         """How much work is ahead of a call that comes now, as `Forecast.delay_seconds` predicts it."""
-        return self.forecast.delay_seconds(self.load)
+        return self.forecast.delay_seconds(self.load())

@@ -122,7 +122,7 @@ class TranslationServicer:
                 ended = _Ended(self._event_loop)
                 job = await self._cut(
                     lambda: lease.view.translator.prepare(
-                        contents, checked, deadline=call.deadline, caller=call.caller.name, on_done=ended.tell
+                        contents, checked, deadline=call.deadline, caller=call.caller, on_done=ended.tell
                     ),
                     num_characters,
                 )
@@ -145,7 +145,7 @@ class TranslationServicer:
                         contents,
                         checked,
                         deadline=call.deadline,
-                        caller=call.caller.name,
+                        caller=call.caller,
                         on_done=lambda _: pieces.put_nowait(None),
                         on_pieces=pieces.put_nowait,
                     ),
@@ -174,12 +174,13 @@ class TranslationServicer:
                 ended = _Ended(self._event_loop)
                 job = await self._cut(
                     lambda: lease.view.translator.prepare_scores(
-                        request, deadline=call.deadline, caller=call.caller.name, on_done=ended.tell
+                        request, deadline=call.deadline, caller=call.caller, on_done=ended.tell
                     ),
                     num_characters,
                 )
                 call.caller.check_model(job.model.name)
                 self.catalog.keep(lease, job.model)
+                call.priority = job.sequences[0].priority
                 self.admission.check(call, job.model)
                 async with self._running(call, job):
                     await ended.future
@@ -217,6 +218,7 @@ class TranslationServicer:
         )
         call.caller.check_model(checked.model.name)
         self.catalog.keep(lease, checked.model)
+        call.priority = checked.priority
         self.admission.check(call, checked.model)
         return checked
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from service import request
 from service.call_options import CallOptions
+from service.caller import ANONYMOUS, Caller
 from service.config import LimitsConfig
 from service.job import Job, ScoringJob, StreamingJob, TranslationJob
 from service.options_reader import OptionsReader
@@ -32,6 +33,8 @@ class CheckedCall(NamedTuple):
     """What serves it."""
     options: CallOptions
     """How to decode it."""
+    priority: request.Priority
+    """Whether it goes before others or after them."""
 
 
 class Translator:
@@ -76,7 +79,7 @@ class Translator:
         violations = self._violations(call, contents)
         if not violations and not call.HasField("decoding_options"):
             picked = self._pick(call, violations)
-            return CheckedCall(picked, self._readers[picked.name].default)
+            return CheckedCall(picked, self._readers[picked.name].default, _priority_of(call))
         model, not_served = self._pick_or_note(call, violations)
         options, option_violations = self._read_options(model, call.decoding_options, contents)
         violations += option_violations
@@ -85,7 +88,7 @@ class Translator:
         if model is None:
             assert not_served is not None
             raise not_served
-        return CheckedCall(model, options)
+        return CheckedCall(model, options, _priority_of(call))
 
     def _pick_or_note(
         self, call: pb.TranslateTextRequest | pb.ScoreTextRequest, violations: list[FieldViolation]
@@ -123,6 +126,7 @@ class Translator:
     def _violations(self, call: pb.TranslateTextRequest, contents: Sequence[str]) -> list[FieldViolation]:
         """Every rule that the request breaks whatever the model."""
         violations = self._text_violations("contents", contents)
+        violations += _priority_violations(call)
         if call.mime_type and call.mime_type != PLAIN_TEXT:
             violations.append(
                 FieldViolation(
@@ -204,7 +208,7 @@ class Translator:
         call: CheckedCall,
         *,
         deadline: float | None,
-        caller: str = "",
+        caller: Caller = ANONYMOUS,
         on_done: Callable[[Job], None],
     ) -> TranslationJob:
         """Cuts and tokenizes the texts of a checked request; takes time with their length.
@@ -214,7 +218,7 @@ class Translator:
         """
         started_at = self._clock()
         job = TranslationJob(model=call.model, items=self._cut(contents, call.model), on_done=on_done)
-        self._fill(job, call.options, started_at, deadline=deadline, caller=caller, on_progress=None)
+        self._fill(job, call, started_at, deadline=deadline, caller=caller, on_progress=None)
         return job
 
     def prepare_stream(
@@ -223,7 +227,7 @@ class Translator:
         call: CheckedCall,
         *,
         deadline: float | None,
-        caller: str = "",
+        caller: Caller = ANONYMOUS,
         on_done: Callable[[Job], None],
         on_pieces: Callable[[list[pb.TextPiece]], None],
     ) -> StreamingJob:
@@ -231,7 +235,9 @@ class Translator:
         started_at = self._clock()
         items = self._cut(contents, call.model)
         job = StreamingJob(model=call.model, items=items, on_done=on_done, on_pieces=on_pieces)
-        self._fill(job, call.options, started_at, deadline=deadline, caller=caller, on_progress=job.progress_one)
+        # A bulk segment may be decoded more than once: its text is told when it has ended.
+        on_progress = None if call.priority is request.Priority.BULK else job.progress_one
+        self._fill(job, call, started_at, deadline=deadline, caller=caller, on_progress=on_progress)
         return job
 
     def _cut(self, contents: Sequence[str], model: ServedModel) -> list[list[Segment]]:
@@ -240,15 +246,15 @@ class Translator:
     def _fill(
         self,
         job: TranslationJob,
-        options: CallOptions,
+        call: CheckedCall,
         started_at: float,
         *,
         deadline: float | None,
-        caller: str,
+        caller: Caller,
         on_progress: Callable[[request.Sequence, list[int]], None] | None,
     ) -> None:
         """Makes the sequences of a job."""
-        finish_one = job.finish_one
+        options, finish_one = call.options, job.finish_one
         num_tokens = 0
         for item, segments in enumerate(job.items):
             prefix = options.prefixes[item] if options.prefixes else ()
@@ -261,14 +267,16 @@ class Translator:
                             source_ids=segment.source_ids,
                             options=options.for_segment(length, prefix),
                             deadline=deadline,
-                            caller=caller,
+                            priority=call.priority,
+                            caller=caller.name,
+                            weight=caller.weight,
                             on_finished=finish_one,
                             on_progress=on_progress,
                         )
                     )
                     prefix = ()
         job.num_unfinished = len(job.sequences)
-        self._check_admissible(len(job.sequences), num_tokens)
+        self._check_admissible(len(job.sequences), num_tokens, call.priority)
         job.tokenize_seconds = self._clock() - started_at
 
     def prepare_scores(
@@ -276,7 +284,7 @@ class Translator:
         call: pb.ScoreTextRequest,
         *,
         deadline: float | None,
-        caller: str = "",
+        caller: Caller = ANONYMOUS,
         on_done: Callable[[Job], None],
     ) -> ScoringJob:
         """Checks and tokenizes a request for scores; takes time with the length of its texts.
@@ -289,6 +297,7 @@ class Translator:
         contents, translated = list(call.contents), list(call.translated_texts)
         violations = self._text_violations("contents", contents)
         violations += self._text_violations("translated_texts", translated) if translated else []
+        violations += _priority_violations(call)
         if len(translated) != len(contents):
             violations.append(
                 FieldViolation(
@@ -314,14 +323,17 @@ class Translator:
         if model is None:
             assert not_served is not None
             raise not_served
-        self._check_admissible(len(pairs), sum(len(source) for source, _ in pairs))
+        priority = _priority_of(call)
+        self._check_admissible(len(pairs), sum(len(source) for source, _ in pairs), priority)
         job = ScoringJob(model=model, on_done=on_done, num_unfinished=len(pairs))
         job.sequences = [
             request.Sequence(
                 source_ids=tuple(source),
                 options=options.for_segment(len(source), tuple(target)),
                 deadline=deadline,
-                caller=caller,
+                priority=priority,
+                caller=caller.name,
+                weight=caller.weight,
                 on_finished=job.finish_one,
             )
             for source, target in pairs
@@ -329,20 +341,32 @@ class Translator:
         job.tokenize_seconds = self._clock() - started_at
         return job
 
-    def _check_admissible(self, num_segments: int, num_tokens: int) -> None:
+    def _check_admissible(self, num_segments: int, num_tokens: int, priority: request.Priority) -> None:
         limits = self._limits
+        kept = limits.reserved_share if priority is request.Priority.BULK else 0.0
         violations = [
             FieldViolation(
                 field="contents", description=f"All items together must have at most {most} {name}, but have {number}."
             )
             for name, number, most in (
-                ("segments", num_segments, limits.max_waiting_segments),
-                ("source tokens", num_tokens, limits.max_waiting_tokens),
+                ("segments", num_segments, limits.max_waiting_segments - int(limits.max_waiting_segments * kept)),
+                ("source tokens", num_tokens, limits.max_waiting_tokens - int(limits.max_waiting_tokens * kept)),
             )
             if number > most
         ]
         if violations:
             raise InvalidRequestError(violations)
+
+
+def _priority_of(call: pb.TranslateTextRequest | pb.ScoreTextRequest) -> request.Priority:
+    return request.Priority.BULK if call.priority == pb.PRIORITY_BULK else request.Priority.INTERACTIVE
+
+
+def _priority_violations(call: pb.TranslateTextRequest | pb.ScoreTextRequest) -> list[FieldViolation]:
+    """What is wrong with a priority: another number than the interface has."""
+    if call.priority in pb.Priority.values():
+        return []
+    return [FieldViolation(field="priority", description=f"It must be one of the interface's, but is {call.priority}.")]
 
 
 def _pair_violations(pairs: Sequence[tuple[list[int], list[int]]], model: ServedModel) -> list[FieldViolation]:

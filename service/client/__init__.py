@@ -4,7 +4,7 @@ Calls that a server refuses for the moment (its queue is full, it starts or stop
 asks for, within the call's timeout. Every other refusal is raised as an exception with what the server said.
 """
 
-from service.client.calls import DEFAULT_ADDRESS, AsyncClient, Client
+from service.client.calls import DEFAULT_ADDRESS, AsyncClient, Client, Priority
 from service.client.errors import (
     CredentialsError,
     DeadlineExceededError,
@@ -49,6 +49,7 @@ __all__ = [
     "NotAllowedError",
     "NotServedError",
     "OverloadedError",
+    "Priority",
     "Sampling",
     "Segment",
     "SegmentFlag",

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Literal, Self, cast
 
 import grpc
 
@@ -19,6 +19,11 @@ from service.client.streams import AsyncTranslationStream, TranslationStream
 from service.pb.translation.v1 import translation_pb2 as pb
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
+Priority = Literal["interactive", "bulk"]
+_PRIORITIES: dict[Priority, pb.Priority] = {
+    "interactive": pb.PRIORITY_INTERACTIVE,
+    "bulk": pb.PRIORITY_BULK,
+}
 
 
 class Client:
@@ -90,6 +95,7 @@ class Client:
         model: str = "",
         options: DecodingOptions | None = None,
         max_target_tokens: int = 0,
+        priority: Priority = "interactive",
         timeout_seconds: float | None = None,
     ) -> list[Translation]:
         """The translation of each text, in their order.
@@ -101,13 +107,20 @@ class Client:
             model: name of a served model; empty: the one for the pair.
             options: how to decode; None: the model's defaults.
             max_target_tokens: short for the option of this name; 0: not said.
+            priority: "bulk" fills the rows that interactive work leaves.
             timeout_seconds: for this call instead of the client's.
 
         Raises:
             TranslationError: one of its kinds.
         """
         request = build_request(
-            texts, source=source, target=target, model=model, options=options, max_target_tokens=max_target_tokens
+            texts,
+            source=source,
+            target=target,
+            model=model,
+            options=options,
+            max_target_tokens=max_target_tokens,
+            priority=priority,
         )
         return parse_translations(self._answer(self._stub.TranslateText, request, timeout_seconds))
 
@@ -119,11 +132,12 @@ class Client:
         target: str = "",
         model: str = "",
         options: DecodingOptions | None = None,
+        priority: Priority = "interactive",
         timeout_seconds: float | None = None,
     ) -> TranslationStream:
         """As `translate`, in pieces as they become certain: iterate over the stream. Those of a text joined are its
         translation; when all have come the stream's `translations` has the whole answer."""
-        request = build_request(texts, source=source, target=target, model=model, options=options)
+        request = build_request(texts, source=source, target=target, model=model, options=options, priority=priority)
         return TranslationStream(
             lambda seconds: self._stub.StreamTranslateText(request, timeout=seconds),
             self._attempts(timeout_seconds),
@@ -139,6 +153,7 @@ class Client:
         target: str = "",
         model: str = "",
         options: DecodingOptions | None = None,
+        priority: Priority = "interactive",
         timeout_seconds: float | None = None,
     ) -> list[TextScore]:
         """How probable the model finds each translation, in their order.
@@ -150,12 +165,15 @@ class Client:
             target: language of the translations; empty: the model's.
             model: name of a served model; empty: the one for the pair.
             options: only `length_penalty`, `coverage_penalty` and `with_alignment`.
+            priority: as in `translate`.
             timeout_seconds: for this call instead of the client's.
 
         Raises:
             TranslationError: one of its kinds.
         """
-        request = build_score_request(texts, translations, source=source, target=target, model=model, options=options)
+        request = build_score_request(
+            texts, translations, source=source, target=target, model=model, options=options, priority=priority
+        )
         return parse_scores(self._answer(self._stub.ScoreText, request, timeout_seconds))
 
     def info(self, *, timeout_seconds: float | None = None) -> pb.GetServerInfoResponse:
@@ -238,11 +256,18 @@ class AsyncClient:
         model: str = "",
         options: DecodingOptions | None = None,
         max_target_tokens: int = 0,
+        priority: Priority = "interactive",
         timeout_seconds: float | None = None,
     ) -> list[Translation]:
         """As `Client.translate`. Cancelling the task cancels the call, and the server stops its work."""
         request = build_request(
-            texts, source=source, target=target, model=model, options=options, max_target_tokens=max_target_tokens
+            texts,
+            source=source,
+            target=target,
+            model=model,
+            options=options,
+            max_target_tokens=max_target_tokens,
+            priority=priority,
         )
         return parse_translations(await self._answer(self._stub.TranslateText, request, timeout_seconds))
 
@@ -254,10 +279,11 @@ class AsyncClient:
         target: str = "",
         model: str = "",
         options: DecodingOptions | None = None,
+        priority: Priority = "interactive",
         timeout_seconds: float | None = None,
     ) -> AsyncTranslationStream:
         """As `Client.stream`."""
-        request = build_request(texts, source=source, target=target, model=model, options=options)
+        request = build_request(texts, source=source, target=target, model=model, options=options, priority=priority)
         return AsyncTranslationStream(
             lambda seconds: self._stub.StreamTranslateText(request, timeout=seconds),
             self._attempts(timeout_seconds),
@@ -273,10 +299,13 @@ class AsyncClient:
         target: str = "",
         model: str = "",
         options: DecodingOptions | None = None,
+        priority: Priority = "interactive",
         timeout_seconds: float | None = None,
     ) -> list[TextScore]:
         """As `Client.score`."""
-        request = build_score_request(texts, translations, source=source, target=target, model=model, options=options)
+        request = build_score_request(
+            texts, translations, source=source, target=target, model=model, options=options, priority=priority
+        )
         return parse_scores(await self._answer(self._stub.ScoreText, request, timeout_seconds))
 
     async def info(self, *, timeout_seconds: float | None = None) -> pb.GetServerInfoResponse:
@@ -319,6 +348,7 @@ def build_request(
     model: str = "",
     options: DecodingOptions | None = None,
     max_target_tokens: int = 0,
+    priority: Priority = "interactive",
 ) -> pb.TranslateTextRequest:
     """The message of a call that translates.
 
@@ -328,7 +358,11 @@ def build_request(
     """
     _check_texts(texts=("contents", texts))
     request = pb.TranslateTextRequest(
-        contents=texts, source_language_code=source, target_language_code=target, model=model
+        contents=texts,
+        source_language_code=source,
+        target_language_code=target,
+        model=model,
+        priority=_PRIORITIES[priority],
     )
     if max_target_tokens:
         options = replace(options or DecodingOptions(), max_target_tokens=max_target_tokens)
@@ -345,6 +379,7 @@ def build_score_request(
     target: str = "",
     model: str = "",
     options: DecodingOptions | None = None,
+    priority: Priority = "interactive",
 ) -> pb.ScoreTextRequest:
     """The message of a call that scores; raises as `build_request`."""
     _check_texts(texts=("contents", texts), translations=("translated_texts", translations))
@@ -354,6 +389,7 @@ def build_score_request(
         source_language_code=source,
         target_language_code=target,
         model=model,
+        priority=_PRIORITIES[priority],
     )
     if options is not None:
         request.decoding_options.CopyFrom(options.to_message())

@@ -114,6 +114,8 @@ class CallMetadata:
     """Decoding steps of the segments, summed."""
     max_rows_shared: int
     """The most rows that decoded in one step with this call."""
+    num_preemptions: int
+    """How often segments of a bulk call were put back for interactive work."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ LABELS = {
     "dragoman_wasted_steps": "reason",
     "dragoman_failed_reloads": "what",
     "dragoman_rejections": "reason",
+    "dragoman_waiting_by_priority": "priority",
     "dragoman_model_info": "model, digest, precision, provider",
     "dragoman_same_bytes_probe": "model",
 }

@@ -182,6 +182,8 @@ def loop_over(
         runner,
         max_waiting_sequences=config.limits.max_waiting_segments,
         max_waiting_tokens=config.limits.max_waiting_tokens,
+        reserved_share=config.limits.reserved_share,
+        bulk_patience_seconds=config.limits.bulk_patience_seconds,
     )
     return EngineLoop(engine, deliver=deliver, observe=observe)
 

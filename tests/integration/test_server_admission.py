@@ -10,7 +10,7 @@ import pytest
 from service.catalog import CatalogView
 from service.handlers import SERVICE_NAME
 from service.pb.translation.v1 import translation_pb2 as pb
-from service.request import Sequence
+from service.request import Priority, Sequence
 from tests.integration.serving import (
     HeldServer,
     fake_model,
@@ -167,3 +167,48 @@ async def test_a_call_holds_no_model_but_its_own(models: Path) -> None:
         held.go.set()
         assert (await running).translations[0].translated_text == TEXT
         await scoring
+
+
+async def test_bulk_calls_give_way_and_keep_their_bytes(models: Path) -> None:
+    async with held_server(models, max_rows=2) as held, stub_of(held.address) as stub:
+        await held.until_ready()
+        bulk = stub.TranslateText(request(TEXT * 3, priority=pb.PRIORITY_BULK))
+        await held.until(lambda: held.loop.num_running == 2)
+        interactive = stub.TranslateText(request(TEXT))
+        await held.until(lambda: held.loop.num_waiting_of(Priority.INTERACTIVE) == 1)
+        assert held.loop.num_waiting_of(Priority.BULK) == 1
+        held.go.set()
+        reply, bulk_reply = await interactive, await bulk
+        assert (reply.metadata.num_preemptions, bulk_reply.metadata.num_preemptions) == (0, 1)
+        assert bulk_reply.translations[0].translated_text == TEXT * 3
+        assert bulk_reply.metadata.num_steps == 3 * reply.metadata.num_steps
+        samples = [sample for family in held.server._metrics.registry.collect() for sample in family.samples]
+        (again,) = (sample.value for sample in samples if sample.name == "dragoman_preempted_steps_total")
+        assert again >= 1
+
+
+async def test_a_bulk_stream_tells_each_segment_whole(models: Path) -> None:
+    async with held_server(models) as held, stub_of(held.address) as stub:
+        await held.until_ready()
+        held.go.set()
+        told: dict[int, list[str]] = {}
+        async for message in stub.StreamTranslateText(request(TEXT * 2, priority=pb.PRIORITY_BULK)):
+            if message.WhichOneof("event") == "piece" and message.piece.text.strip():
+                told.setdefault(message.piece.segment_index, []).append(message.piece.text)
+        assert [len(pieces) for pieces in told.values()] == [1, 1]
+
+
+async def test_bulk_never_takes_what_is_kept_for_interactive_callers(models: Path) -> None:
+    flags = {"max_rows": 1, "max_waiting_segments": 4, "reserved_share": 0.5}
+    async with held_server(models, **flags) as held, stub_of(held.address) as stub:
+        await held.until_ready()
+        running = await begin(held, stub, request(TEXT))
+        waiting = stub.TranslateText(request(TEXT * 2, priority=pb.PRIORITY_BULK))
+        await held.until(lambda: held.loop.num_waiting == 2)
+        refusal = await refusal_of(stub.TranslateText(request(TEXT, priority=pb.PRIORITY_BULK)))
+        assert (refusal.code, refusal.reason) == ("RESOURCE_EXHAUSTED", "QUEUE_FULL")
+        welcome = stub.TranslateText(request(TEXT * 2))
+        await held.until(lambda: held.loop.num_waiting == 4)
+        held.go.set()
+        for call in (running, waiting, welcome):
+            await call

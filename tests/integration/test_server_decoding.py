@@ -8,12 +8,22 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from service.bundle import load_bundle
 from service.cli import main
-from service.client import AsyncClient, Client, DecodingOptions, InvalidRequestError, Sampling, Segment, Translation
+from service.client import (
+    AsyncClient,
+    Client,
+    DecodingOptions,
+    InvalidRequestError,
+    Sampling,
+    Segment,
+    Translation,
+    calls,
+)
 from service.tokenizer import EOS_ID
 from tests.integration.serving import ServerProcess, server_process
 from tests.synthetic.bundle import sentences
@@ -311,6 +321,23 @@ def test_the_command_line_streams_the_same_text(cli: Cli) -> None:
     assert plain == (0, text + "\n", "")
     assert cli("translate", "--stream", text) == plain
     assert cli("translate", "--stream", text=text + "\n") == plain
+
+
+def test_the_command_line_asks_for_bulk_and_for_nothing_else(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    for name in ("build_request", "build_score_request"):
+        build = getattr(calls, name)
+
+        def noting(*texts: Any, build: Callable[..., Any] = build, **fields: Any) -> Any:
+            asked.append(fields["priority"])
+            return build(*texts, **fields)
+
+        monkeypatch.setattr(calls, name, noting)
+    plain = cli("translate", "Bado gimu.")
+    assert cli("translate", "Bado gimu.", "--priority", "bulk") == plain
+    assert cli("translate", "Bado gimu.", "--priority", "bulk", "--stream") == plain
+    assert cli("score", "Bado.", "Bado.", "--priority", "bulk") == cli("score", "Bado.", "Bado.")
+    assert asked == ["interactive", "bulk", "bulk", "bulk", "interactive"]
 
 
 def test_the_command_line_prints_results_and_alignments(cli: Cli, tmp_path: Path) -> None:

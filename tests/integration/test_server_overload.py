@@ -37,7 +37,7 @@ async def test_steps_are_learnt_from_and_an_idle_server_predicts_no_delay(models
         assert model.forecast.is_cold
         running = stub.TranslateText(request(TEXT * 10))
         await held.until(lambda: held.loop.num_running == 4)
-        used = model.load
+        used = model.load()
         assert used == Load(
             num_engines=1, num_rows=4, num_used_rows=4, num_waiting=6, num_waiting_rows=6,
             num_waiting_tokens=used.num_waiting_tokens,

@@ -9,6 +9,7 @@ from service.admission import Admission
 from service.caller import Caller
 from service.config import LimitsConfig
 from service.refusals import OverloadedError, UnreachableDeadlineError
+from service.request import Priority
 
 LIMITS = LimitsConfig(standing_delay_seconds=1.0, standing_interval_seconds=0.5)
 
@@ -17,8 +18,10 @@ class Model:
     """A model whose predictions a test sets."""
 
     def __init__(self, *, is_full: bool = False, delay: float = 0.0, wait: float = 0.0, finish: float = 0.0) -> None:
-        self.loop = SimpleNamespace(is_full=is_full)
-        self.load = None
+        self.loop = SimpleNamespace(
+            is_full=is_full, is_full_for=lambda priority, caller: (priority, caller) in self.full_for
+        )
+        self.full_for: set[tuple[Priority, str]] = set()
         self.delay = delay
         self.forecast = SimpleNamespace(
             delay_seconds=lambda _: self.delay, wait_seconds=lambda _: wait, finish_seconds=lambda *_: finish
@@ -27,13 +30,17 @@ class Model:
     def delay_seconds(self) -> float:
         return self.delay
 
+    def load(self, priority: Priority) -> Priority:
+        """Stands for what is ahead of calls of that priority."""
+        return priority
+
 
 def model(**fields: Any) -> Any:
     return Model(**fields)
 
 
-def call(*, deadline: float | None = None, **fields: Any) -> Any:
-    return SimpleNamespace(caller=Caller(**fields), deadline=deadline, remaining=deadline)
+def call(*, deadline: float | None = None, priority: Priority = Priority.INTERACTIVE, **fields: Any) -> Any:
+    return SimpleNamespace(caller=Caller(**fields), deadline=deadline, remaining=deadline, priority=priority)
 
 
 def segments(*lengths: int) -> Any:
@@ -92,10 +99,13 @@ def test_without_a_limit_a_caller_may_have_all() -> None:
 
 def test_while_one_model_has_room_the_request_decides() -> None:
     full, free = model(is_full=True), model()
+    full.full_for = {(Priority.INTERACTIVE, ""), (Priority.BULK, "shop")}
     admission = Admission(LimitsConfig(), lambda: [full, free])
     admission.enter(call())
     admission.check(call(), free)
     assert reason_of(lambda: admission.check(call(), full)) == "QUEUE_FULL"
+    assert reason_of(lambda: admission.check(call(name="shop", priority=Priority.BULK), full)) == "QUEUE_FULL"
+    admission.check(call(name="shop"), full)
     free.loop.is_full = True
     assert reason_of(lambda: admission.enter(call())) == "QUEUE_FULL"
 
@@ -109,6 +119,16 @@ def test_a_delay_that_stands_is_refused_for_its_own_model() -> None:
     admission.check(call(), idle)
     busy.delay = 0.9
     admission.check(call(), busy)
+
+
+def test_bulk_calls_may_wait_as_long_as_the_queue_has_room() -> None:
+    clock, busy = Clock(), model(delay=3.0)
+    busy.forecast.delay_seconds = lambda load: 3.0 if load is Priority.BULK else 0.1
+    admission = Admission(LIMITS, lambda: [busy], clock=clock)
+    for _ in range(3):
+        admission.check(call(priority=Priority.BULK), busy)
+        admission.check(call(), busy)  # bulk is not in its way
+        clock.now += 0.5
 
 
 def test_a_deadline_is_refused_when_four_fifths_of_the_prediction_are_too_long() -> None:

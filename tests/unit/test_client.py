@@ -465,3 +465,14 @@ def test_scores_have_types(kind: str, address: str, script: Script) -> None:
         score(["a"], "x")
     with pytest.raises(InvalidRequestError, match=r"translated_texts\[1\]"):
         score(["a", "b"], ["x", "\udfff"])
+
+
+def test_the_priority_is_sent(translate: Translate, stream: Stream, address: str, script: Script) -> None:
+    translate(["abc"])
+    translate(["abc"], priority="bulk")
+    stream(["abc"], priority="bulk")
+    with Client(address) as client:
+        client.score(["a"], ["b"], priority="bulk")
+        client.score(["a"], ["b"])
+    bulk, interactive = pb.PRIORITY_BULK, pb.PRIORITY_INTERACTIVE
+    assert [request.priority for request in script.requests] == [interactive, bulk, bulk, bulk, interactive]

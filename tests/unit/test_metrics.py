@@ -132,6 +132,17 @@ def test_steps_that_nobody_got_are_wasted() -> None:
     assert seen["dragoman_queue_seconds_count"] == 0
 
 
+def test_wasted_steps_count_each_row() -> None:
+    metrics = Metrics()
+    beam = finished(FinishReason.CANCELLED, num_steps=5)
+    beam.options = DecodingOptions(beam_size=4)
+    metrics.observe_step(report(beam)._replace(num_late_steps=4, num_preempted=2, num_preempted_steps=30))
+    seen = samples(metrics)
+    assert seen["dragoman_wasted_steps_total{reason=cancelled}"] == 20
+    assert seen["dragoman_late_steps_total"] == 4
+    assert seen["dragoman_preempted_steps_total"] == 30
+
+
 def test_a_segment_of_one_token_has_no_time_between_tokens() -> None:
     metrics = Metrics()
     metrics.observe_step(report(finished(FinishReason.LENGTH, num_tokens=1)))
@@ -188,6 +199,8 @@ def test_gauges_count_segments_and_their_rows() -> None:
     seen = samples(metrics)
     assert seen["dragoman_predicted_delay_seconds"] == 1.5
     assert (seen["dragoman_running"], seen["dragoman_waiting"]) == (2, 1)
+    assert seen["dragoman_waiting_by_priority{priority=interactive}"] == 1
+    assert seen["dragoman_waiting_by_priority{priority=bulk}"] == 0
     assert (seen["dragoman_slots_used"], seen["dragoman_slots_capacity"]) == (5, 8)
 
 
@@ -201,7 +214,7 @@ def test_labels_hold_no_text_ids_or_addresses() -> None:
     metrics = Metrics()
     metrics.observe_call("OK", 0.1)
     metrics.observe_step(report(finished(FinishReason.STOP)))
-    allowed = {"code", "finish_reason", "reason", "model", "digest", "precision", "provider", "le"}
+    allowed = {"code", "finish_reason", "reason", "model", "digest", "precision", "provider", "priority", "le"}
     for family in metrics.registry.collect():
         for sample in family.samples:
             assert set(sample.labels) <= allowed

@@ -5,12 +5,13 @@ from typing import Any, cast
 import pytest
 
 from service.call_options import default_max_target_tokens
+from service.caller import Caller
 from service.config import LimitsConfig
 from service.job import Job, StreamingJob, TranslationJob
 from service.loop_group import LoopGroup
 from service.pb.translation.v1 import translation_pb2 as pb
 from service.refusals import DeadlineError, InvalidRequestError, NotServedError
-from service.request import FinishReason, Hypothesis, Sequence
+from service.request import FinishReason, Hypothesis, Priority, Sequence
 from service.served_model import ServedModel
 from service.tokenizer import EOS_ID, Tokenizer, normalize
 from service.translator import CheckedCall, Translator
@@ -408,3 +409,51 @@ def test_a_pairs_default_is_the_one_that_is_said_or_the_first_by_name() -> None:
             "en-zh": wanted[0],
             "de-en": wanted[1],
         }
+
+
+def test_priority_and_share_reach_the_segments() -> None:
+    made, caller = translator(), Caller(name="shop", weight=2.5)
+    for given, expected in (
+        (pb.PRIORITY_UNSPECIFIED, Priority.INTERACTIVE),
+        (pb.PRIORITY_INTERACTIVE, Priority.INTERACTIVE),
+        (pb.PRIORITY_BULK, Priority.BULK),
+    ):
+        checked = check(made, "One. Two.", priority=given)
+        assert checked.priority is expected
+        job = made.prepare(["One. Two."], checked, deadline=None, caller=caller, on_done=lambda _: None)
+        stream = made.prepare_stream(
+            ["One."], checked, deadline=None, caller=caller, on_done=lambda _: None, on_pieces=lambda _: None
+        )
+        request = pb.ScoreTextRequest(contents=["One."], translated_texts=["."], priority=given)
+        scoring = made.prepare_scores(request, deadline=None, caller=caller, on_done=lambda _: None)
+        for sequence in [*job.sequences, *stream.sequences, *scoring.sequences]:
+            assert (sequence.priority, sequence.caller, sequence.weight) == (expected, "shop", 2.5)
+        # A bulk segment may be decoded more than once: its text is told when it has ended.
+        assert (stream.sequences[0].on_progress is None) == (expected is Priority.BULK)
+
+
+def test_a_priority_that_is_none_is_refused() -> None:
+    options = pb.DecodingOptions(max_target_tokens=-1)
+    assert fields_of(translator(), priority=7, decoding_options=options) == [
+        "priority",
+        "decoding_options.max_target_tokens",
+    ]
+    with pytest.raises(InvalidRequestError) as caught:
+        translator().prepare_scores(
+            pb.ScoreTextRequest(contents=["a"], translated_texts=["b"], priority=-1),  # type: ignore[arg-type]
+            deadline=None,
+            on_done=lambda _: None,
+        )
+    assert [violation.field for violation in caught.value.violations] == ["priority"]
+
+
+def test_a_bulk_call_that_would_need_the_reserve_could_never_wait() -> None:
+    made = Translator([model()], LimitsConfig(max_waiting_segments=4, reserved_share=0.25), clock=lambda: 0.0)
+    contents = ["One."] * 4
+    for priority, fits in ((pb.PRIORITY_INTERACTIVE, True), (pb.PRIORITY_BULK, False)):
+        checked = check(made, *contents, priority=priority)
+        if fits:
+            made.prepare(contents, checked, deadline=None, on_done=lambda _: None)
+        else:
+            with pytest.raises(InvalidRequestError, match="at most 3 segments, but have 4"):
+                made.prepare(contents, checked, deadline=None, on_done=lambda _: None)

@@ -7,6 +7,12 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class Priority(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PRIORITY_UNSPECIFIED: _ClassVar[Priority]
+    PRIORITY_INTERACTIVE: _ClassVar[Priority]
+    PRIORITY_BULK: _ClassVar[Priority]
+
 class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     FINISH_REASON_UNSPECIFIED: _ClassVar[FinishReason]
@@ -23,6 +29,9 @@ class SegmentFlag(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SEGMENT_FLAG_SOURCE_SPLIT: _ClassVar[SegmentFlag]
     SEGMENT_FLAG_REPETITION: _ClassVar[SegmentFlag]
     SEGMENT_FLAG_PLACEHOLDER_LOST: _ClassVar[SegmentFlag]
+PRIORITY_UNSPECIFIED: Priority
+PRIORITY_INTERACTIVE: Priority
+PRIORITY_BULK: Priority
 FINISH_REASON_UNSPECIFIED: FinishReason
 FINISH_REASON_STOP: FinishReason
 FINISH_REASON_LENGTH: FinishReason
@@ -36,7 +45,7 @@ SEGMENT_FLAG_REPETITION: SegmentFlag
 SEGMENT_FLAG_PLACEHOLDER_LOST: SegmentFlag
 
 class TranslateTextRequest(_message.Message):
-    __slots__ = ("contents", "mime_type", "source_language_code", "target_language_code", "model", "glossary_config", "decoding_options")
+    __slots__ = ("contents", "mime_type", "source_language_code", "target_language_code", "model", "glossary_config", "decoding_options", "priority")
     CONTENTS_FIELD_NUMBER: _ClassVar[int]
     MIME_TYPE_FIELD_NUMBER: _ClassVar[int]
     SOURCE_LANGUAGE_CODE_FIELD_NUMBER: _ClassVar[int]
@@ -44,6 +53,7 @@ class TranslateTextRequest(_message.Message):
     MODEL_FIELD_NUMBER: _ClassVar[int]
     GLOSSARY_CONFIG_FIELD_NUMBER: _ClassVar[int]
     DECODING_OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     contents: _containers.RepeatedScalarFieldContainer[str]
     mime_type: str
     source_language_code: str
@@ -51,7 +61,8 @@ class TranslateTextRequest(_message.Message):
     model: str
     glossary_config: TranslateTextGlossaryConfig
     decoding_options: DecodingOptions
-    def __init__(self, contents: _Optional[_Iterable[str]] = ..., mime_type: _Optional[str] = ..., source_language_code: _Optional[str] = ..., target_language_code: _Optional[str] = ..., model: _Optional[str] = ..., glossary_config: _Optional[_Union[TranslateTextGlossaryConfig, _Mapping]] = ..., decoding_options: _Optional[_Union[DecodingOptions, _Mapping]] = ...) -> None: ...
+    priority: Priority
+    def __init__(self, contents: _Optional[_Iterable[str]] = ..., mime_type: _Optional[str] = ..., source_language_code: _Optional[str] = ..., target_language_code: _Optional[str] = ..., model: _Optional[str] = ..., glossary_config: _Optional[_Union[TranslateTextGlossaryConfig, _Mapping]] = ..., decoding_options: _Optional[_Union[DecodingOptions, _Mapping]] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
 
 class TranslateTextGlossaryConfig(_message.Message):
     __slots__ = ("glossary", "ignore_case")
@@ -148,20 +159,22 @@ class TextPiece(_message.Message):
     def __init__(self, contents_index: _Optional[int] = ..., segment_index: _Optional[int] = ..., text: _Optional[str] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ...) -> None: ...
 
 class ScoreTextRequest(_message.Message):
-    __slots__ = ("contents", "translated_texts", "source_language_code", "target_language_code", "model", "decoding_options")
+    __slots__ = ("contents", "translated_texts", "source_language_code", "target_language_code", "model", "decoding_options", "priority")
     CONTENTS_FIELD_NUMBER: _ClassVar[int]
     TRANSLATED_TEXTS_FIELD_NUMBER: _ClassVar[int]
     SOURCE_LANGUAGE_CODE_FIELD_NUMBER: _ClassVar[int]
     TARGET_LANGUAGE_CODE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     DECODING_OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     contents: _containers.RepeatedScalarFieldContainer[str]
     translated_texts: _containers.RepeatedScalarFieldContainer[str]
     source_language_code: str
     target_language_code: str
     model: str
     decoding_options: DecodingOptions
-    def __init__(self, contents: _Optional[_Iterable[str]] = ..., translated_texts: _Optional[_Iterable[str]] = ..., source_language_code: _Optional[str] = ..., target_language_code: _Optional[str] = ..., model: _Optional[str] = ..., decoding_options: _Optional[_Union[DecodingOptions, _Mapping]] = ...) -> None: ...
+    priority: Priority
+    def __init__(self, contents: _Optional[_Iterable[str]] = ..., translated_texts: _Optional[_Iterable[str]] = ..., source_language_code: _Optional[str] = ..., target_language_code: _Optional[str] = ..., model: _Optional[str] = ..., decoding_options: _Optional[_Union[DecodingOptions, _Mapping]] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
 
 class ScoreTextResponse(_message.Message):
     __slots__ = ("scores", "metadata")
@@ -272,7 +285,7 @@ class WordPair(_message.Message):
     def __init__(self, source_word: _Optional[int] = ..., target_word: _Optional[int] = ..., weight: _Optional[float] = ...) -> None: ...
 
 class ResponseMetadata(_message.Message):
-    __slots__ = ("model_digest", "request_id", "num_source_tokens", "num_target_tokens", "tokenize_seconds", "queue_seconds", "encode_seconds", "decode_seconds", "total_seconds", "num_steps", "max_rows_shared")
+    __slots__ = ("model_digest", "request_id", "num_source_tokens", "num_target_tokens", "tokenize_seconds", "queue_seconds", "encode_seconds", "decode_seconds", "total_seconds", "num_steps", "max_rows_shared", "num_preemptions")
     MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     NUM_SOURCE_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -284,6 +297,7 @@ class ResponseMetadata(_message.Message):
     TOTAL_SECONDS_FIELD_NUMBER: _ClassVar[int]
     NUM_STEPS_FIELD_NUMBER: _ClassVar[int]
     MAX_ROWS_SHARED_FIELD_NUMBER: _ClassVar[int]
+    NUM_PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
     model_digest: str
     request_id: str
     num_source_tokens: int
@@ -295,7 +309,8 @@ class ResponseMetadata(_message.Message):
     total_seconds: float
     num_steps: int
     max_rows_shared: int
-    def __init__(self, model_digest: _Optional[str] = ..., request_id: _Optional[str] = ..., num_source_tokens: _Optional[int] = ..., num_target_tokens: _Optional[int] = ..., tokenize_seconds: _Optional[float] = ..., queue_seconds: _Optional[float] = ..., encode_seconds: _Optional[float] = ..., decode_seconds: _Optional[float] = ..., total_seconds: _Optional[float] = ..., num_steps: _Optional[int] = ..., max_rows_shared: _Optional[int] = ...) -> None: ...
+    num_preemptions: int
+    def __init__(self, model_digest: _Optional[str] = ..., request_id: _Optional[str] = ..., num_source_tokens: _Optional[int] = ..., num_target_tokens: _Optional[int] = ..., tokenize_seconds: _Optional[float] = ..., queue_seconds: _Optional[float] = ..., encode_seconds: _Optional[float] = ..., decode_seconds: _Optional[float] = ..., total_seconds: _Optional[float] = ..., num_steps: _Optional[int] = ..., max_rows_shared: _Optional[int] = ..., num_preemptions: _Optional[int] = ...) -> None: ...
 
 class GetServerInfoRequest(_message.Message):
     __slots__ = ()
