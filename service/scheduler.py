@@ -407,12 +407,15 @@ class Scheduler:
             num_rows = sequence.options.num_rows
             if self._num_used_rows + num_rows > self.limits.max_rows:
                 raise RuntimeError(f"At most {self.limits.max_rows} rows may be in use, but {num_rows} more were.")
-            self._check_waits(sequence)
-            self._waiting.of(sequence.priority).take(sequence)
+            is_bulk = sequence.priority is Priority.BULK
+            try:
+                (self._waiting.bulk if is_bulk else self._waiting.interactive).take(sequence)
+            except KeyError as error:
+                raise _no_longer_waiting(sequence) from error
             self._num_used_rows += num_rows
             sequence.admitted_at = now
             self._running[sequence] = None
-            if sequence.priority is Priority.BULK:
+            if is_bulk:
                 self._running_bulk[sequence] = None
                 self._num_used_bulk_rows += num_rows
 
@@ -459,9 +462,11 @@ class Scheduler:
         return everybody
 
     def _leave_queue(self, sequence: Sequence) -> None:
-        self._check_waits(sequence)
-        self._waiting.of(sequence.priority).remove(sequence)
+        try:
+            self._waiting.of(sequence.priority).remove(sequence)
+        except KeyError as error:
+            raise _no_longer_waiting(sequence) from error
 
-    def _check_waits(self, sequence: Sequence) -> None:
-        if sequence not in self._waiting:
-            raise RuntimeError(f"Sequence {sequence.arrival} must wait to leave the queue, but does not.")
+
+def _no_longer_waiting(sequence: Sequence) -> RuntimeError:
+    return RuntimeError(f"Sequence {sequence.arrival} must wait to leave the queue, but does not.")

@@ -15,6 +15,7 @@ from bisect import bisect_left, insort
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator
 from heapq import heappop, heappush
+from itertools import chain, islice
 
 from service.request import Priority, Sequence
 
@@ -51,7 +52,8 @@ class FairQueue:
         # Tags above the virtual time of callers who wait for nothing: coming back at once does not make them new.
         self._debts: dict[str, float] = {}
         self._most_debts = _FEW_DEBTS
-        self._waiting: OrderedDict[Sequence, None] = OrderedDict()  # by arrival, but first the few that came back
+        # Who waits, with cost and rows: by arrival, but first the few that came back.
+        self._waiting: OrderedDict[Sequence, tuple[float, int]] = OrderedDict()
         self.num_tokens = 0
         """Source tokens that wait."""
         self.num_rows = 0
@@ -104,35 +106,42 @@ class FairQueue:
             yield sequence
             following = next(rest, None)
             if following is not None:
-                heappush(again, (tag + self._cost(sequence) / sequence.weight, following.arrival, following, rest))
+                paid = self._waiting[sequence][0] / sequence.weight
+                heappush(again, (tag + paid, following.arrival, following, rest))
 
     def add(self, sequence: Sequence) -> None:
         """A sequence comes, last of its line."""
         line = self._line_of(sequence)
         line.sequences[sequence] = None
-        self._waiting[sequence] = None
-        self._place(line, sequence)
+        self._place(line, sequence, self._cost(sequence))
 
     def put_back(self, sequence: Sequence) -> None:
         """A sequence that was taken comes back: first of its line, and what its caller paid is paid back."""
-        line = self._line_of(sequence)
-        line.tag -= self._cost(sequence) / sequence.weight
+        line, cost = self._line_of(sequence), self._cost(sequence)
+        line.tag -= cost / sequence.weight
         line.sequences[sequence] = None
         line.sequences.move_to_end(sequence, last=False)
-        self._waiting[sequence] = None
+        self._place(line, sequence, cost)
         self._waiting.move_to_end(sequence, last=False)
-        self._place(line, sequence)
 
     def take(self, sequence: Sequence) -> None:
-        """A sequence has what it waited for; its caller pays."""
+        """A sequence has what it waited for; its caller pays.
+
+        Raises:
+            KeyError: when it does not wait.
+        """
+        cost, _ = self._waiting[sequence]
         line = self._lines[sequence.caller]
-        cost, last_tag = self._cost(sequence), self._order[-1][0]
-        share = min(self._virtual_time + cost / self._total_weight, last_tag)
+        share = min(self._virtual_time + cost / self._total_weight, self._order[-1][0])
         self._virtual_time = max(self._virtual_time, share, line.tag)
         self._leave(sequence, line, cost / sequence.weight)
 
     def remove(self, sequence: Sequence) -> None:
-        """A sequence waits no more, for nothing."""
+        """A sequence waits no more, for nothing.
+
+        Raises:
+            KeyError: when it does not wait.
+        """
         self._leave(sequence, self._lines[sequence.caller], 0.0)
 
     def _line_of(self, sequence: Sequence) -> _Line:
@@ -147,19 +156,23 @@ class FairQueue:
         line.weight = sequence.weight
         return line
 
-    def _place(self, line: _Line, newcomer: Sequence) -> None:
+    def _place(self, line: _Line, newcomer: Sequence, cost: float) -> None:
         insort(self._order, line.prepare_entry())
+        num_rows = newcomer.options.num_rows
+        self._waiting[newcomer] = cost, num_rows
         self.num_tokens += len(newcomer.source_ids)
-        self.num_rows += newcomer.options.num_rows
+        self.num_rows += num_rows
 
     def _take_out(self, line: _Line) -> None:
-        del self._order[bisect_left(self._order, line.entry)]
+        order, entry = self._order, line.entry
+        del order[0 if order[0] is entry else bisect_left(order, entry)]
 
     def _leave(self, sequence: Sequence, line: _Line, paid: float) -> None:
+        del line.sequences[sequence]
         self._take_out(line)
-        del line.sequences[sequence], self._waiting[sequence]
+        _, num_rows = self._waiting.pop(sequence)
         self.num_tokens -= len(sequence.source_ids)
-        self.num_rows -= sequence.options.num_rows
+        self.num_rows -= num_rows
         line.tag += paid
         if line.sequences:
             insort(self._order, line.prepare_entry())
@@ -223,13 +236,8 @@ class WaitingQueue:
 
     def in_order(self, left_out: Collection[Sequence] = (), *, bulk_first: bool = False) -> Iterator[Sequence]:
         """As `FairQueue.in_order`: interactive sequences, then bulk ones; with `bulk_first` one of these before all."""
-        bulk = self.bulk.in_order(left_out)
-        if bulk_first:
-            first = next(bulk, None)
-            if first is not None:
-                yield first
-        yield from self.interactive.in_order(left_out)
-        yield from bulk
+        interactive, bulk = self.interactive.in_order(left_out), self.bulk.in_order(left_out)
+        return chain(islice(bulk, 1), interactive, bulk) if bulk_first else chain(interactive, bulk)
 
     def clear(self) -> None:
         """Nobody waits."""
