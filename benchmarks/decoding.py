@@ -34,7 +34,8 @@ from service.graphs import runtime_version
 from service.model_runner import OnnxModelRunner
 from service.options import DecodingOptions
 from service.request import Sequence as Segment
-from service.scheduler import Scheduler, SchedulerLimits
+from service.scheduler import Scheduler
+from service.scheduler_limits import SchedulerLimits
 from service.tokenizer import UNK_ID
 
 IN_FLIGHT = (1, 16, 64)

@@ -32,7 +32,8 @@ from service.graphs import open_graphs
 from service.model_runner import OnnxModelRunner
 from service.options import DecodingOptions
 from service.request import Sequence
-from service.scheduler import Scheduler, SchedulerLimits
+from service.scheduler import Scheduler
+from service.scheduler_limits import SchedulerLimits
 from service.tokenizer import EOS_ID
 
 ROWS = (1, 16, 64)

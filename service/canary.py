@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from service.config import LimitsConfig
 from service.engine_loop import DrainingError
 from service.pb.translation.v1 import translation_pb2 as pb
-from service.scheduler import QueueFullError
+from service.scheduler_limits import QueueFullError
 from service.served_model import ServedModel
 from service.translator import Translator
 

@@ -19,7 +19,8 @@ from service.commit import Commit
 from service.request import FinishReason, Sequence
 from service.rows import RowCopy, RowStore
 from service.runner import EncodedBatch, GreedyOutputs, Runner, StepOutputs
-from service.scheduler import Scheduler, SchedulerLimits
+from service.scheduler import Scheduler
+from service.scheduler_limits import SchedulerLimits
 from service.step_report import StepReport
 from service.tokenizer import BOS_ID, EOS_ID
 

@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager
 
 from service.engine import Engine
 from service.request import Delivery, Priority, Sequence
-from service.scheduler import SchedulerLimits
+from service.scheduler_limits import SchedulerLimits
 from service.step_report import StepReport
 
 logger = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from service.job import Job, TranslationJob
 from service.metrics import Metrics
 from service.pb.translation.v1 import translation_pb2 as pb
 from service.request import Delivery
-from service.scheduler import QueueFullError
+from service.scheduler_limits import QueueFullError
 from service.stream_writer import Context, StreamWriter
 from service.translator import CheckedCall
 

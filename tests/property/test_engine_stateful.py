@@ -18,7 +18,8 @@ from service.engine import Engine
 from service.lane import Lane
 from service.options import DecodingOptions
 from service.request import FinishReason, Hypothesis, Priority, Sequence
-from service.scheduler import QueueFullError, StepPlan
+from service.scheduler import StepPlan
+from service.scheduler_limits import QueueFullError
 from service.step_report import StepReport
 from service.tokenizer import BOS_ID, EOS_ID
 from tests.parity import reference_search

@@ -12,7 +12,8 @@ from service.options import DecodingOptions, Sampling
 from service.request import FinishReason, InvalidSequenceError, Priority, Sequence
 from service.rows import RowCopy
 from service.runner import StepInputs, StepOutputs
-from service.scheduler import QueueFullError, Scheduler, SchedulerLimits
+from service.scheduler import Scheduler
+from service.scheduler_limits import QueueFullError, SchedulerLimits
 from service.search import Search, SearchError
 from service.step_report import StepReport
 from service.tokenizer import EOS_ID

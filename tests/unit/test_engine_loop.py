@@ -15,7 +15,7 @@ from service.engine import Engine
 from service.engine_loop import DrainingError, EngineLoop, LoopState
 from service.options import DecodingOptions
 from service.request import Delivery, FinishReason, InvalidSequenceError, Sequence
-from service.scheduler import QueueFullError
+from service.scheduler_limits import QueueFullError
 from service.step_report import StepReport
 from service.tokenizer import EOS_ID
 from tests.synthetic.fake_runner import FakeRunner, expected

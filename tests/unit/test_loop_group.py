@@ -16,7 +16,7 @@ from service.loop_group import LoopGroup
 from service.models import MAX_DEFAULT_WORKERS, choose_workers
 from service.options import DecodingOptions
 from service.request import FinishReason, InvalidSequenceError, Priority, Sequence
-from service.scheduler import QueueFullError
+from service.scheduler_limits import QueueFullError
 from service.tokenizer import EOS_ID
 from tests.synthetic.fake_runner import FakeRunner, expected
 from tests.unit.test_engine_loop import SECONDS, Gate, Mailbox

@@ -11,7 +11,8 @@ import pytest
 
 from service.options import DecodingOptions, Sampling
 from service.request import FinishReason, InvalidSequenceError, Priority, Sequence
-from service.scheduler import QueueFullError, Scheduler, SchedulerLimits, StepPlan
+from service.scheduler import Scheduler, StepPlan
+from service.scheduler_limits import QueueFullError, SchedulerLimits
 
 LIMITS = SchedulerLimits(max_rows=3, max_source_tokens=16, source_vocabulary_size=100)
 
