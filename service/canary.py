@@ -31,7 +31,7 @@ class CanaryReport:
     """How the translations of two models compare."""
 
     failure: str = ""
-    """Why the new model could not translate, without any text; "": it could."""
+    """Which model did not translate and why, without any text; "": both did."""
     num_texts: int = 0
     """Texts that the new model translated."""
     num_compared: int = 0
@@ -50,7 +50,7 @@ class CanaryReport:
     def problem(self, min_similarity: float) -> str | None:
         """Why the new model must not be served, or None."""
         if self.failure:
-            return f"The new model must translate the canary texts, but {self.failure}."
+            return f"Both models must translate the canary texts, but {self.failure}."
         if self.num_emptied:
             return (
                 f"No translation may become empty, but {self.num_emptied} of {self.num_compared} canary texts have one."
@@ -85,24 +85,28 @@ async def run_canary(
 ) -> CanaryReport:
     """Lets both models translate `texts` and compares. Their loops run, and deliver to this event loop.
 
-    An old model that fails does not keep a new one from taking its place: nothing is compared then.
+    An old model that is broken does not keep a new one from taking its place: nothing is compared then.
 
     Raises:
         InvalidRequestError: when the texts are no request that could be answered.
     """
     if not texts:
         return CanaryReport()
-    after, failure = await _translate(new, texts, limits, clock, max_seconds)
-    if failure:
-        return CanaryReport(failure=failure)
+    outcome = await _translate(new, texts, limits, clock, max_seconds)
+    if outcome.failure:
+        return CanaryReport(failure=f"the new model {outcome.failure}")
+    after = outcome.translations
     report = CanaryReport(num_texts=len(texts), num_cut_after=_num_cut(after))
     if old is None:
         return report
-    before, failure = await _translate(old, texts, limits, clock, max_seconds)
-    if failure:
+    outcome = await _translate(old, texts, limits, clock, max_seconds)
+    if outcome.is_broken:
         facts = {"model": old.name, "digest": old.digest}
-        logger.warning("Canary texts are not compared: the old model %s.", failure, extra=facts)
+        logger.warning("Canary texts are not compared: the old model %s.", outcome.failure, extra=facts)
         return report
+    if outcome.failure:
+        return CanaryReport(failure=f"the old model {outcome.failure}")
+    before = outcome.translations
     pairs = [(a.translated_text, b.translated_text) for a, b in zip(before, after, strict=True)]
     return replace(
         report,
@@ -114,21 +118,32 @@ async def run_canary(
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Outcome:
+    """What a model made of texts."""
+
+    translations: Sequence[pb.Translation] = ()
+    failure: str = ""
+    """Why there are none; ends a sentence."""
+    is_broken: bool = False
+    """Whether it failed, and was not only busy."""
+
+
 async def _translate(
     model: ServedModel,
     texts: Sequence[str],
     limits: LimitsConfig,
     clock: Callable[[], float],
     max_seconds: float,
-) -> tuple[list[pb.Translation], str]:
-    """What a model makes of texts, by the way of a call, or why it makes nothing. A failure is returned and not raised:
-    a traceback would keep the model alive.
+) -> _Outcome:
+    """What a model makes of texts, by the way of a bulk call. A failure is returned and not raised: a traceback would
+    keep the model alive.
 
     Raises:
         InvalidRequestError: when they are no request that could be answered.
     """
     translator = Translator([model], limits, clock=clock)
-    checked = translator.check(pb.TranslateTextRequest(contents=texts), texts)
+    checked = translator.check(pb.TranslateTextRequest(contents=texts, priority=pb.PRIORITY_BULK), texts)
     ended = asyncio.Event()
     job = translator.prepare(texts, checked, deadline=None, on_done=lambda _: ended.set())
     try:
@@ -137,15 +152,15 @@ async def _translate(
             async with asyncio.timeout(max_seconds):
                 await ended.wait()
     except TimeoutError:
-        return [], f"did not within {max_seconds:g} s"
+        return _Outcome(failure=f"did not within {max_seconds:g} s")
     except (QueueFullError, DrainingError):
-        return [], "could not begin: its queue is full"
+        return _Outcome(failure="could not begin: its queue is full")
     finally:
         if job.num_unfinished:
             model.loop.cancel(job.sequences)
     if job.error is not None:
-        return [], f"failed with {type(job.error).__name__}"
-    return job.result(), ""
+        return _Outcome(failure=f"failed with {type(job.error).__name__}", is_broken=True)
+    return _Outcome(translations=job.result())
 
 
 def _num_cut(translations: Sequence[pb.Translation]) -> int:

@@ -6,11 +6,14 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from service.cli_decoding import add_decoding_flags, add_ranking_flags, options_of
 from service.cli_keys import add_keys_command
+from service.cli_models import ACTIONS, add_change_flags, change_models
 from service.cli_output import print_alignments, print_cost, print_details, print_hypotheses, print_score
 from service.client import DEFAULT_ADDRESS, Client, DecodingOptions, InvalidRequestError, Translation, TranslationError
+from service.client.connection import credentials_of
 from service.config import Config, ConfigError, add_flags, load_config
 from service.watched_files import FilesError
 
@@ -21,6 +24,7 @@ _EXAMPLES = """examples:
   python -m service translate --stream < page.txt
   python -m service score "Save the file." "保存文件。"
   python -m service models --address 127.0.0.1:50051
+  python -m service models load en-zh --address 127.0.0.1:50052
   python -m service check models/en-zh
   python -m service keys new shop --file keys.toml
 """
@@ -100,11 +104,16 @@ def _parser() -> argparse.ArgumentParser:
     score.set_defaults(run=_score)
 
     models = commands.add_parser(
-        "models", help="list what is served", description="Lists the models of a server, or of a DIRECTORY of bundles."
+        "models",
+        help="list or change what is served",
+        description="Lists the models of a server, or of a DIRECTORY of bundles. With an action, lists or changes what "
+        "a running server serves; --address is its admin address then. Actions: list; load BUNDLE (a sub-directory of "
+        "the server's models); unload NAME; default NAME (of its language pair).",
     )
     models.add_argument(
-        "directory", nargs="?", metavar="DIRECTORY", help="a directory of bundles; left out: the server"
+        "words", nargs="*", metavar="DIRECTORY | ACTION ...", help="a directory of bundles; left out: the server"
     )
+    add_change_flags(models)
     _add_client_flags(models)
     models.set_defaults(run=_models)
 
@@ -149,11 +158,11 @@ def _add_client_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _client(parsed: argparse.Namespace) -> Client:
-    """The client that flags describe.
+def _connection(parsed: argparse.Namespace) -> dict[str, Any]:
+    """How flags say that a server is trusted, and who asks; see `Client`.
 
     Raises:
-        FilesError: when a file cannot be read, or the flags do not go together.
+        FilesError: when a file cannot be read.
     """
 
     def read(path: str | None) -> bytes | None:
@@ -162,19 +171,25 @@ def _client(parsed: argparse.Namespace) -> Client:
         except OSError as error:
             raise FilesError([f"{path} must be readable, but is not: {error.strerror}."]) from error
 
+    return {
+        "tls": parsed.tls,
+        "root_certificates": read(parsed.root_certificates),
+        "certificate": read(parsed.certificate),
+        "key": read(parsed.key),
+        "api_key": (read(parsed.api_key_file) or b"").decode(errors="replace").strip(),
+        "allow_plaintext_key": parsed.allow_plaintext_key,
+    }
+
+
+def _client(parsed: argparse.Namespace) -> Client:
+    """The client that flags describe.
+
+    Raises:
+        FilesError: when a file cannot be read, or the flags do not go together.
+    """
+    flags = _connection(parsed)
     try:
-        return Client(
-            parsed.address,
-            timeout_seconds=parsed.timeout,
-            tls=parsed.tls,
-            root_certificates=read(parsed.root_certificates),
-            certificate=read(parsed.certificate),
-            key=read(parsed.key),
-            api_key=(read(parsed.api_key_file) or b"").decode(errors="replace").strip(),
-            allow_plaintext_key=parsed.allow_plaintext_key,
-        )
-    except FilesError:
-        raise
+        return Client(parsed.address, timeout_seconds=parsed.timeout, **flags)
     except ValueError as error:
         raise FilesError([str(error)]) from error
 
@@ -295,8 +310,18 @@ def _print_error(error: TranslationError) -> None:
 
 
 def _models(parsed: argparse.Namespace) -> int:
-    if parsed.directory is not None:
-        return _models_of_directory(Path(parsed.directory))
+    if parsed.words and parsed.words[0] in ACTIONS:
+        flags = _connection(parsed)
+        try:
+            credentials, metadata = credentials_of(parsed.address, **flags)
+        except ValueError as error:
+            raise FilesError([str(error)]) from error
+        return change_models(parsed.words, parsed, credentials, metadata)
+    if len(parsed.words) > 1:
+        print(f"`models` must have one directory or an action, but has {parsed.words}.", file=sys.stderr)
+        return 2
+    if parsed.words:
+        return _models_of_directory(Path(parsed.words[0]))
     with _client(parsed) as client:
         info = client.info()
     for model in info.models:

@@ -59,6 +59,8 @@ class ServerConfig:
     """host:port of gRPC; port 0 lets the system choose."""
     metrics_address: str = "127.0.0.1:9464"
     """host:port of the Prometheus page; empty: none."""
+    admin_address: str = ""
+    """host:port of the port where operators load and unload models; empty: none."""
     models: str = "models"
     """Directory of bundles: each sub-directory with a file of one is served, unless its name begins with a dot."""
     default_models: str = ""

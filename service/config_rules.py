@@ -26,6 +26,16 @@ def problems_together(config: Config) -> list[str]:
             f"`address` must be a loopback address where tokens come without TLS, but is {config.server.address!r}; "
             "behind a proxy that ends TLS, say `allow_plaintext_keys`."
         )
+    admin = config.server.admin_address
+    if admin and not is_loopback(admin):
+        if not asks_for_tokens:
+            problems.append(
+                f"`admin_address` must be a loopback address where no tokens are asked for, but is {admin!r}."
+            )
+        elif not (tls.tls_certificate or access.allow_plaintext_keys):
+            problems.append(
+                f"`admin_address` must be a loopback address where tokens come without TLS, but is {admin!r}."
+            )
     return problems
 
 

@@ -16,7 +16,7 @@ from service.pb.translation.v1 import translation_pb2 as pb
 from service.refusals import MalformedMessageError
 
 if TYPE_CHECKING:
-    from google.protobuf.descriptor import MethodDescriptor
+    from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
 SERVICE = pb.DESCRIPTOR.services_by_name["TranslationService"]
 SERVICE_NAME = SERVICE.full_name
@@ -37,12 +37,13 @@ def parse(kind: type[Request], data: bytes) -> Request:
         ) from error
 
 
-def add_methods(servicer: Any, server: grpc.aio.Server) -> None:
-    """Makes `server` answer each method of the interface by the servicer's coroutine of that name, which takes the
+def add_methods(servicer: Any, server: grpc.aio.Server, *, service: ServiceDescriptor = SERVICE) -> None:
+    """Makes `server` answer each method of an interface by the servicer's coroutine of that name, which takes the
     request's bytes and the context."""
-    handlers = {method.name: _handler(servicer, method) for method in SERVICE.methods}
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
-    server.add_registered_method_handlers(SERVICE_NAME, handlers)  # type: ignore[attr-defined]  # unknown to the stubs
+    handlers = {method.name: _handler(servicer, method) for method in service.methods}
+    name = service.full_name
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
+    server.add_registered_method_handlers(name, handlers)  # type: ignore[attr-defined]  # unknown to the stubs
 
 
 def _handler(servicer: Any, method: MethodDescriptor) -> Any:

@@ -19,14 +19,19 @@ class StartError(RuntimeError):
 
 
 async def listen(
-    config: Config, add_services: Callable[[grpc.aio.Server], None], *, certificates: ServerCertificates | None = None
+    config: Config,
+    add_services: Callable[[grpc.aio.Server], None],
+    *,
+    certificates: ServerCertificates | None = None,
+    setting: str = "address",
 ) -> tuple[grpc.aio.Server, str]:
-    """Starts gRPC on the configured address.
+    """Starts gRPC on a configured address.
 
     Args:
         config: says where, and how connections are treated.
         add_services: gives the server what it answers.
         certificates: for TLS; None: connections are not encrypted.
+        setting: name of the address among the server's settings.
 
     Returns:
         The running server, and the address with its real port.
@@ -36,14 +41,14 @@ async def listen(
     """
     server = grpc.aio.server(options=channel_options(config))
     add_services(server)
-    address = config.server.address
+    address: str = getattr(config.server, setting)
     try:
         if certificates is None:
             port = server.add_insecure_port(address)
         else:
             port = server.add_secure_port(address, certificates.credentials())
     except RuntimeError as error:
-        raise StartError(f"`address` must be free to listen on, but {address} is not.") from error
+        raise StartError(f"`{setting}` must be free to listen on, but {address} is not.") from error
     await server.start()
     return server, f"{address.rpartition(':')[0]}:{port}"
 

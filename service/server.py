@@ -17,6 +17,8 @@ from grpc_health.v1 import health_pb2_grpc as health_grpc
 
 from service import logs
 from service.access import access_of
+from service.admin import SERVICE as ADMIN_SERVICE
+from service.admin import AdminServicer
 from service.bundle import BundleError
 from service.catalog import CatalogView
 from service.config import Config
@@ -90,6 +92,8 @@ class Server:
         """Changes what is served."""
         self.address = config.server.address
         """Where it listens; the port is the real one once it does."""
+        self.admin_address = config.server.admin_address
+        """The same of the admin port; "": none."""
         self._metrics_address = ""
 
     def stop(self, number: signal.Signals) -> None:
@@ -107,10 +111,15 @@ class Server:
         for number in (signal.SIGTERM, signal.SIGINT):
             event_loop.add_signal_handler(number, self.stop, number)
         grpc_server = await self._listen()
+        admin_server: grpc.aio.Server | None = None
         metrics_server: MetricsServer | None = None
         watch: asyncio.Task[None] | None = None
         try:
             metrics_server, self._metrics_address = listen_metrics(self._config, self._metrics)
+            if self.admin_address:
+                admin_server, self.admin_address = await listen(
+                    self._config, self._add_admin, certificates=self._certificates, setting="admin_address"
+                )
             first = await self._load()
             if first is None:
                 watch = asyncio.create_task(self.health.watch(lambda: self._catalog.models))
@@ -124,7 +133,8 @@ class Server:
                 with contextlib.suppress(asyncio.CancelledError):
                     await watch
             await self.swap.close()
-            await grpc_server.stop(0)
+            for server in filter(None, (grpc_server, admin_server)):
+                await server.stop(0)
             for model in self._catalog.in_use:
                 model.loop.stop(_STOP_SECONDS)
             if metrics_server is not None:
@@ -141,6 +151,12 @@ class Server:
         health_grpc.add_HealthServicer_to_server(self.health.servicer, server)
         if self._config.server.reflection:
             add_reflection((SERVICE_NAME, _HEALTH_NAME), self.servicer.calls, server)
+
+    def _add_admin(self, server: "grpc.aio.Server") -> None:
+        access = self._config.access
+        needs_administrator = bool(access.api_keys_file or access.bearer_hook)
+        servicer = AdminServicer(self._catalog, self.swap, self.servicer.calls, needs_administrator=needs_administrator)
+        add_methods(servicer, server, service=ADMIN_SERVICE)
 
     async def _load(self) -> signal.Signals | None:
         """Loads the models while the event loop answers health checks.
@@ -176,7 +192,8 @@ class Server:
             for model in self._catalog.models
         )
         metrics = f"metrics on {self._metrics_address}" if self._metrics_address else "no metrics"
-        return f"Serving on {self.address}, {metrics}: {models}"
+        admin = f", admin on {self.admin_address}" if self.admin_address else ""
+        return f"Serving on {self.address}, {metrics}{admin}: {models}"
 
     async def _shut_down(self, first: signal.Signals, grpc_server: "grpc.aio.Server") -> int:
         """From the first signal to the exit code."""

@@ -29,4 +29,4 @@ def test_what_is_refused() -> None:
     assert "at least 0.5 with the old model's, but have 0.499" in str(bad.problem(0.5))
     assert "0.5" in str(CanaryReport(num_texts=4, num_compared=4, mean_similarity=float("nan")).problem(0.5))
     assert "1 of 4" in str(CanaryReport(num_texts=4, num_compared=4, num_emptied=1).problem(0.0))
-    assert "failed with X" in str(CanaryReport(failure="failed with X").problem(0.0))
+    assert "but the new model failed." in str(CanaryReport(failure="the new model failed").problem(0.0))

@@ -36,6 +36,12 @@ def problems_of(**flags: object) -> list[str]:
         ({"bearer_hook": "a.b:c", "address": "[::]:1"}, ["`address`"]),
         ({"api_keys_file": "keys.toml", "address": ANYWHERE, **PAIR}, []),
         ({"api_keys_file": "keys.toml", "address": ANYWHERE, "allow_plaintext_keys": True}, []),
+        ({"admin_address": "localhost:1"}, []),
+        ({"admin_address": ANYWHERE}, ["`admin_address`"]),
+        ({"admin_address": ANYWHERE, "tls_client_ca": "ca.pem", **PAIR}, ["`admin_address`"]),
+        ({"admin_address": ANYWHERE, "api_keys_file": "keys.toml"}, ["`admin_address`"]),
+        ({"admin_address": ANYWHERE, "api_keys_file": "keys.toml", **PAIR}, []),
+        ({"admin_address": ANYWHERE, "bearer_hook": "a.b:c", "allow_plaintext_keys": True}, []),
         ({"bearer_hook": "a.b"}, ["`bearer_hook`"]),
         ({"bearer_hook": "a.b:"}, ["`bearer_hook`"]),
         (

@@ -28,8 +28,9 @@ from service.model_runner import OnnxModelRunner
 from service.models import load_models
 from service.pb.translation.v1 import translation_pb2 as pb
 from service.refusals import ChangeRefusedError, InvalidRequestError, NotServedError
-from service.request import Delivery
+from service.request import Delivery, FinishReason
 from service.same_bytes import ProbeResult
+from service.scheduler import QueueFullError
 from service.served_model import ServedModel
 from service.swap import Swap
 from service.tokenizer import Tokenizer
@@ -210,7 +211,7 @@ def nothing(_: World, __: pytest.MonkeyPatch) -> None:
         (damage, 0.0, "BUNDLE_REFUSED", "SHA-256 of encoder.onnx must be"),
         (no_graph, 0.0, "BUNDLE_REFUSED", "encoder.onnx must be a graph that ONNX Runtime can load"),
         (no_probe, 0.0, "BUNDLE_REFUSED", "same-bytes probe failed"),
-        (no_steps, 0.0, "CANARY_FAILED", "must translate the canary texts, but failed with RuntimeError"),
+        (no_steps, 0.0, "CANARY_FAILED", "must translate the canary texts, but the new model failed with RuntimeError"),
         (nothing, 0.99, "CANARY_FAILED", "must have a mean similarity of at least 0.99"),
         (no_start, 0.0, "", "no thread"),
         (no_view, 0.0, "", "no view"),
@@ -374,6 +375,30 @@ async def test_only_bundles_below_the_models_are_loaded(
 ) -> None:
     async with world(tmp_path, monkeypatch) as made:
         assert (await made.refusal(made.swap.load(directory))).reason == "BUNDLE_REFUSED"
+
+
+@pytest.mark.parametrize("is_broken", [True, False])
+async def test_an_old_model_that_is_broken_can_be_replaced_but_not_unseen_while_it_is_busy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_broken: bool
+) -> None:
+    async with world(tmp_path, monkeypatch) as made:
+        (old,) = made.catalog.models
+
+        def submit(sequences: Any) -> None:
+            if not is_broken:
+                raise QueueFullError("full", num_waiting_sequences=1, num_waiting_tokens=1)
+            for sequence in sequences:
+                sequence.finish_reason = FinishReason.FAILED
+                sequence.on_finished(sequence)
+
+        monkeypatch.setattr(old.loop, "submit", submit)
+        load = made.swap.load(".b", canary_texts=TEXTS, min_similarity=1.0)
+        if is_broken:
+            canary = (await load).canary
+            assert (canary.num_texts, canary.num_compared) == (len(TEXTS), 0)
+        else:
+            assert "the old model could not begin: its queue is full" in str(await made.refusal(load))
+            assert made.catalog.models == (old,)
 
 
 async def test_canary_texts_must_be_a_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
