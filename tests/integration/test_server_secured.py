@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import trustme
 
 from service.client import AsyncClient, Client, CredentialsError, NotAllowedError, UnavailableError
-from tests.integration.serving import PATIENCE_SECONDS, ServerProcess, environment, server_process
+from service.handlers import SERVICE_NAME
+from service.pb.translation.v1 import translation_pb2 as pb
+from tests.integration.serving import PATIENCE_SECONDS, ServerProcess, environment, request, server_process
 
 TEXT = "Bado gimu."
 
@@ -145,3 +148,45 @@ def test_a_server_does_not_start_with_what_it_cannot_use(secured: Secured, model
     refused = command(*serve, "--api-keys-file", secured.directory / "keys.toml", "--address", "0.0.0.0:0")
     assert refused.returncode == 2
     assert "`address` must be a loopback address where tokens come without TLS" in refused.stderr
+
+
+@pytest.mark.parametrize("key", ["shop", "other", "wrong", "text", "none"])
+async def test_no_text_comes_back_or_stays_behind(secured: Secured, key: str) -> None:
+    """A sentence in every call, with every key, as text and as every other word of a request: it is in the answers of
+    those who may have one, and in no log, metric or detail of an error."""
+    words = ("Xylophon", "quetzal", "geheim")
+    sentence = " ".join(words)
+    given = secured.given(key=key or "shop", max_retries=0)
+    credentials = grpc.ssl_channel_credentials(given["root_certificates"], given["key"], given["certificate"])
+    token = {"text": [("x-api-key", sentence)], "none": []}
+    tokens = token[key] if key in token else [("authorization", f"Bearer {secured.keys[key]}")]
+    metadata = [*tokens, ("x-caller-id", sentence), ("x-request-id", sentence), ("x-else", sentence)]
+    requests: list[tuple[str, Any]] = [
+        ("TranslateText", request(sentence)),
+        ("TranslateText", request(sentence, mime_type="text/html")),
+        ("TranslateText", request(sentence, decoding_options=pb.DecodingOptions(target_prefixes=[sentence, sentence]))),
+        ("TranslateText", request(sentence, decoding_options=pb.DecodingOptions(suppressed_texts=[sentence]))),
+        ("TranslateText", request(sentence * 20_000)),
+        ("StreamTranslateText", request(sentence)),
+        ("StreamTranslateText", request(*[sentence] * 2000)),
+        ("ScoreText", pb.ScoreTextRequest(contents=[sentence], translated_texts=[sentence])),
+        ("ScoreText", pb.ScoreTextRequest(contents=[sentence], translated_texts=[sentence] * 2)),
+        ("ScoreText", sentence.encode()),
+        ("GetServerInfo", sentence.encode()),
+    ]
+    codes = set()
+    async with grpc.aio.secure_channel(secured.server.address, credentials) as channel:
+        for name, message in requests:
+            make = channel.unary_stream if name.startswith("Stream") else channel.unary_unary
+            data = message if isinstance(message, bytes) else message.SerializeToString()
+            call: Any = make(f"/{SERVICE_NAME}/{name}")(data, metadata=metadata, timeout=PATIENCE_SECONDS)
+            try:
+                await (call.read() if name.startswith("Stream") else call)
+            except grpc.aio.AioRpcError as error:
+                codes.add(error.code().name)
+                answered = repr((error.details(), error.trailing_metadata(), error.initial_metadata()))
+                assert not any(word in answered for word in words)
+    expected = {"shop": "INVALID_ARGUMENT", "other": "PERMISSION_DENIED"}.get(key, "UNAUTHENTICATED")
+    assert expected in codes
+    for written in (secured.server.errors(), secured.server.ready_line, secured.server.metrics_text()):
+        assert not any(word in written for word in words)

@@ -57,10 +57,10 @@ def test_files_are_read_anew_when_they_have_changed_and_only_then(reader: Reader
 
 def test_a_file_of_the_same_size_and_time_is_another_when_it_was_replaced(reader: Reader) -> None:
     files = reader.watch()
-    times = reader.paths[0].stat()
+    times = [path.stat().st_mtime_ns for path in reader.paths]
     reader.write("two")
-    for path in reader.paths:
-        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    for path, nanoseconds in zip(reader.paths, times, strict=True):
+        os.utime(path, ns=(nanoseconds, nanoseconds))
     assert files.current() == "two"
 
 
@@ -93,6 +93,17 @@ def test_a_missing_file_that_comes_back_is_read(reader: Reader) -> None:
     assert files.current() == "one"
     reader.write("two")
     assert files.current() == "two"
+
+
+def test_what_was_bad_before_is_told_again_when_it_comes_again(reader: Reader) -> None:
+    files = reader.watch()
+    for number in (1, 2):
+        reader.paths[0].unlink()
+        assert files.current() == "one"
+        assert reader.num_failures == number
+        reader.paths[0].write_text("one", encoding="utf-8")
+        assert files.current() == "one"
+    assert reader.num_reads == 5
 
 
 def test_files_that_change_while_they_are_read_are_read_again(reader: Reader) -> None:
