@@ -156,7 +156,7 @@ async def test_no_text_comes_back_or_stays_behind(secured: Secured, key: str) ->
     those who may have one, and in no log, metric or detail of an error."""
     words = ("Xylophon", "quetzal", "geheim")
     sentence = " ".join(words)
-    given = secured.given(key=key or "shop", max_retries=0)
+    given = secured.given()
     credentials = grpc.ssl_channel_credentials(given["root_certificates"], given["key"], given["certificate"])
     token = {"text": [("x-api-key", sentence)], "none": []}
     tokens = token[key] if key in token else [("authorization", f"Bearer {secured.keys[key]}")]
