@@ -63,6 +63,8 @@ class ServerConfig:
     """host:port of the port where operators load and unload models; empty: none."""
     models: str = "models"
     """Directory of bundles: each sub-directory with a file of one is served, unless its name begins with a dot."""
+    models_poll_seconds: float = _setting(0.0, least=0)
+    """How often that directory is looked at for bundles that have come, changed or gone; 0: never."""
     default_models: str = ""
     """PAIR=NAME,...: the model that is taken where a call names only the language pair, as in en-zh. Left out: the
     first by name."""

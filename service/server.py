@@ -6,10 +6,10 @@ finished; exit code 0. A second signal stops at once.
 """
 
 import asyncio
-import contextlib
 import logging
 import signal
 import sys
+from pathlib import Path
 from typing import Any, TextIO
 
 import grpc
@@ -32,6 +32,7 @@ from service.reflection import add_reflection
 from service.servicer import TranslationServicer
 from service.swap import Swap
 from service.tls import ServerCertificates
+from service.watch import Watch
 from service.watched_files import FilesError
 
 logger = logging.getLogger(__name__)
@@ -113,7 +114,7 @@ class Server:
         grpc_server = await self._listen()
         admin_server: grpc.aio.Server | None = None
         metrics_server: MetricsServer | None = None
-        watch: asyncio.Task[None] | None = None
+        tasks: list[asyncio.Task[None]] = []
         try:
             metrics_server, self._metrics_address = listen_metrics(self._config, self._metrics)
             if self.admin_address:
@@ -122,16 +123,18 @@ class Server:
                 )
             first = await self._load()
             if first is None:
-                watch = asyncio.create_task(self.health.watch(lambda: self._catalog.models))
+                tasks.append(asyncio.create_task(self.health.watch(lambda: self._catalog.models)))
+                if poll_seconds := self._config.server.models_poll_seconds:
+                    watch = Watch(Path(self._config.server.models), self._catalog, self.swap)
+                    tasks.append(asyncio.create_task(watch.run(poll_seconds)))
                 await self.health.set_ready(True)
                 print(self._ready_line(), file=self._output, flush=True)
                 first = await self._signals.get()
             return await self._shut_down(first, grpc_server)
         finally:
-            if watch is not None:
-                watch.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await watch
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             await self.swap.close()
             for server in filter(None, (grpc_server, admin_server)):
                 await server.stop(0)

@@ -172,6 +172,16 @@ async def test_calls_through_swaps_are_all_answered_by_one_model(bundles: Path) 
         assert min(counts.values()) > 5
 
 
+async def test_a_bundle_that_takes_anothers_place_is_served(bundles: Path) -> None:
+    wanted = load_bundle(bundles / ".next").digest
+    async with serving(bundles, models_poll_seconds=0.01) as server, stub_of(server.address) as stub:
+        (bundles / "synthetic").rename(bundles / ".old")
+        (bundles / ".next").rename(bundles / "synthetic")
+        async with asyncio.timeout(60):
+            while (await stub.TranslateText(request("x"))).metadata.model_digest != wanted:
+                pass
+
+
 async def test_only_administrators_where_callers_are_known(bundles: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = bundles.parent / "keys.toml"
     keys = {}
