@@ -14,7 +14,7 @@ DATA ?= ../shared/data
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
 
 .PHONY: help serve translate test check proto train export evaluate bench-decoding \
-	bench-reference bench-ctranslate2 bench bench-offline bench-online bench-growth profile clean
+	bench-reference bench-ctranslate2 bench bench-offline bench-online bench-growth bench-overload profile clean
 
 help:  ## This list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -80,6 +80,9 @@ bench-online: $(VENV)/.dev  ## Both servers under the same rising load of indepe
 
 bench-growth: $(VENV)/.dev  ## Cost of a token and memory of the server as sentences, callers and lengths grow (ARGS=--quick)
 	@$(BIN)/python -m benchmarks.growth --data $(DATA) $(ARGS)
+
+bench-overload: $(VENV)/.dev  ## Twice as many calls as the server can answer: who is refused how soon, who waits how long (ARGS=--quick)
+	@$(BIN)/python -m benchmarks.overload --data $(DATA) $(ARGS)
 
 profile: $(VENV)/.dev  ## Where the time of a step goes, by kernel, as a table and a picture in build/profile/
 	@$(BIN)/python -m benchmarks.profile_step models/en-zh --data $(DATA) $(ARGS)
