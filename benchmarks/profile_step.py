@@ -3,7 +3,8 @@
     python -m benchmarks.profile_step models/en-zh --data ../shared/data
 
 An engine in this process decodes real sentences, newcomers joining as others leave: one greedy sentence at a time, 64
-of them, and 16 beams of 4. Steps of at least three quarters of the rows count. Each case runs twice in turns:
+of them, and 16 beams of 4. Steps of at least three quarters of the rows count; where several greedy steps are one
+run, each is its share of the run. Each case runs twice in turns:
 
 - as it is, with clocks around the step, the runs of encoder and decoder, and the choice of tokens; Python is what is
   left of the step. The clocks count the processor time of the one thread that does all of it, which other work on the
@@ -25,7 +26,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ COLOURS = {
     "feed-forward": "#2ca02c",
     "projection": "#ff9f1c",
     "log-softmax": "#d62728",
+    "best token": "#bcbd22",
     "encoder": "#9467bd",
     "choice": "#e377c2",
     "Python": "#555555",
@@ -70,6 +72,8 @@ class Seconds:
 
     steps: int = 0
     """How many."""
+    runs: int = 0
+    """Runs of the decoder that made them: several greedy steps are one."""
     rows: int = 0
     """Rows of all of them."""
     whole: float = 0.0
@@ -125,8 +129,9 @@ def decode(
         report = engine.step()
         seconds = time.thread_time() - started
         if report.num_rows >= FULL * in_flight * options.num_rows:
-            into.steps += 1
-            into.rows += report.num_rows
+            into.steps += report.num_steps
+            into.runs += 1
+            into.rows += report.num_rows * report.num_steps
             into.whole += seconds
             for name, value in running.items():
                 into.inside[name] += value
@@ -145,19 +150,20 @@ def open_runner(bundle: Bundle, graphs: Graphs, running: dict[str, float]) -> On
             encoder=Timed(target=graphs.encoder, name="encoder", into=running),
             decoder=Timed(target=graphs.decoder, name="decoder", into=running),
             candidates=Timed(target=graphs.candidates, name="choice", into=running),
+            greedy=graphs.greedy and Timed(target=graphs.greedy, name="decoder", into=running),
         ),
     )
 
 
-def profiled_decoder(bundle: Bundle, directory: Path) -> tuple[Any, onnx.GraphProto]:
-    """The decoder with the runtime's profiler on, and the graph that it runs."""
+def profiled_decoder(path: Path, directory: Path) -> tuple[Any, onnx.GraphProto]:
+    """A decoder with the runtime's profiler on, and the graph that it runs."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3  # it warns that the graph it writes is for this machine
     options.enable_profiling = True
     options.profile_file_prefix = str(directory / "profile")
     options.optimized_model_filepath = str(directory / "optimized.onnx")
-    session = onnxruntime.InferenceSession(bundle.decoder_path, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return session, onnx.load(directory / "optimized.onnx", load_external_data=False).graph
 
 
@@ -200,8 +206,8 @@ def summary(seconds: Seconds, nodes: dict[str, float], graph: onnx.GraphProto) -
     parts = parts_of(graph)
     kinds = {node.name: kind_of(node.op_type) for node in graph.node}
     decoder: dict[str, dict[str, float]] = {part: dict.fromkeys(KINDS, 0.0) for part in PARTS}
-    for name, value in without_overhead(nodes, seconds.inside["decoder"] / seconds.steps).items():
-        decoder[parts[name]][kinds[name]] += 1e6 * value
+    for name, value in without_overhead(nodes, seconds.inside["decoder"] / seconds.runs).items():
+        decoder[parts[name]][kinds[name]] += 1e6 * value * seconds.runs / seconds.steps
     encoder, choice = (1e6 * seconds.inside[name] / seconds.steps for name in ("encoder", "choice"))
     whole = 1e6 * seconds.whole / seconds.steps
     python = whole - 1e6 * sum(seconds.inside.values()) / seconds.steps
@@ -293,8 +299,10 @@ def measure(bundle: Bundle, sources: Sequence[tuple[int, ...]], rounds: int) -> 
     try:
         for case in CASES:
             with tempfile.TemporaryDirectory() as scratch:
-                decoder, graph = profiled_decoder(bundle, Path(scratch))
-                watched = Graphs(encoder=graphs.encoder, decoder=decoder, candidates=graphs.candidates)
+                is_greedy = CASES[case][0] == "greedy" and bundle.greedy_path is not None
+                path = (is_greedy and bundle.greedy_path) or bundle.decoder_path
+                decoder, graph = profiled_decoder(path, Path(scratch))
+                watched = replace(graphs, **{"greedy" if is_greedy else "decoder": decoder})
                 profiled = open_runner(bundle, watched, running)
                 seconds = Seconds()
                 for number in range(rounds + 1):

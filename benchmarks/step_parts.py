@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx
 
-PARTS = ("embedding", "self-attention", "cross-attention", "feed-forward", "projection", "log-softmax")
-"""In the order of the step."""
+PARTS = ("embedding", "self-attention", "cross-attention", "feed-forward", "projection", "log-softmax", "best token")
+"""In the order of the step; the last only where several greedy steps are one run."""
 KINDS = ("products", "attention", "bytes", "norms", "other")
 """Products with weights; attention over keys and values; floats made bytes; norms; and the rest: sums, gathers, …"""
 _KIND_OF_OPERATOR = {
@@ -21,7 +21,7 @@ _KIND_OF_OPERATOR = {
     "SkipLayerNormalization": "norms",
 }
 _PART_OF_INPUT = (
-    ("past_key_self", "self-attention"),
+    ("key_self", "self-attention"),
     (".self_", "self-attention"),
     ("cross_key", "cross-attention"),
     ("slot_rows", "cross-attention"),
@@ -30,6 +30,7 @@ _PART_OF_INPUT = (
     ("feed_forward", "feed-forward"),
     ("projection", "projection"),
     ("embedding", "embedding"),
+    ("greedy.", "best token"),
 )
 """What a graph's weights and inputs are called, by part; `export.decoder_graph` names them."""
 

@@ -49,7 +49,7 @@ def greedy_to_onnx(decoder: onnx.ModelProto, num_steps: int, max_positions: int)
         numpy_helper.from_array(np.array([1], np.int32), ONE),
     ]
     caches = {value.name: value for value in graph.output if value.name.startswith(names.PRESENT)}
-    nodes = [helper.make_node("Sub", ["num_target_positions", ONE], [LAST_SLOT])]  # [1]
+    nodes = [_node("Sub", ["num_target_positions", ONE], LAST_SLOT)]  # [1]
     outputs = [
         helper.make_tensor_value_info(names.GREEDY_IDS, TensorProto.INT64, ["B", num_steps]),
         helper.make_tensor_value_info(names.GREEDY_LOG_PROBABILITIES, TensorProto.FLOAT, ["B", num_steps]),
@@ -63,8 +63,8 @@ def greedy_to_onnx(decoder: onnx.ModelProto, num_steps: int, max_positions: int)
             renamed["target_ids"] = f"greedy.id.{step - 1}"
             renamed["past_lengths"] = f"greedy.past.{step}"
             nodes += [
-                helper.make_node("Add", ["past_lengths", f"greedy.{step}"], [f"greedy.next.{step}"]),
-                helper.make_node("Min", [f"greedy.next.{step}", LAST_POSITION, LAST_SLOT], [renamed["past_lengths"]]),
+                _node("Add", ["past_lengths", f"greedy.{step}"], f"greedy.next.{step}"),
+                _node("Min", [f"greedy.next.{step}", LAST_POSITION, LAST_SLOT], renamed["past_lengths"]),
             ]
         nodes += [_renamed(node, step, renamed, shared) for node in graph.node]
         nodes += _best_token(step)
@@ -74,7 +74,7 @@ def greedy_to_onnx(decoder: onnx.ModelProto, num_steps: int, max_positions: int)
             output.name = names.at_step(name, step)
             outputs.append(output)
     for kind, name in (("id", names.GREEDY_IDS), ("value", names.GREEDY_LOG_PROBABILITIES)):
-        nodes.append(helper.make_node("Concat", [f"greedy.{kind}.{i}" for i in range(num_steps)], [name], axis=1))
+        nodes.append(_node("Concat", [f"greedy.{kind}.{i}" for i in range(num_steps)], name, axis=1))
     made = onnx.ModelProto()
     made.CopyFrom(decoder)
     made.graph.CopyFrom(
@@ -82,6 +82,11 @@ def greedy_to_onnx(decoder: onnx.ModelProto, num_steps: int, max_positions: int)
     )
     onnx.checker.check_model(made)
     return made
+
+
+def _node(operator: str, inputs: list[str], output: str, **attributes: int) -> onnx.NodeProto:
+    """A node called like its output."""
+    return helper.make_node(operator, inputs, [output], name=output, **attributes)
 
 
 def _renamed(node: onnx.NodeProto, step: int, renamed: dict[str, str], shared: set[str]) -> onnx.NodeProto:
@@ -102,15 +107,14 @@ def _best_token(step: int) -> list[onnx.NodeProto]:
     def name(what: str) -> str:
         return f"greedy.{what}.{step}"
 
-    node = helper.make_node
     return [
-        node("Reshape", [names.at_step(names.LOG_PROBABILITIES, step), SHAPE], [name("grouped")]),  # [B,V] -> [B,G,W]
-        node("ReduceMax", [name("grouped"), LAST_AXIS], [name("maxima")], keepdims=0),  # [B,G]
-        node("ArgMax", [name("maxima")], [name("group")], axis=1, keepdims=1),  # [B,1] of equal ones the first
-        node("GatherND", [name("grouped"), name("group")], [name("tokens")], batch_dims=1),  # [B,W]
-        node("ArgMax", [name("tokens")], [name("within")], axis=1, keepdims=1),  # [B,1] of equal ones the first
+        _node("Reshape", [names.at_step(names.LOG_PROBABILITIES, step), SHAPE], name("grouped")),  # [B,V] -> [B,G,W]
+        _node("ReduceMax", [name("grouped"), LAST_AXIS], name("maxima"), keepdims=0),  # [B,G]
+        _node("ArgMax", [name("maxima")], name("group"), axis=1, keepdims=1),  # [B,1] of equal ones the first
+        _node("GatherND", [name("grouped"), name("group")], name("tokens"), batch_dims=1),  # [B,W]
+        _node("ArgMax", [name("tokens")], name("within"), axis=1, keepdims=1),  # [B,1] of equal ones the first
         # Gathered and not the maximum: that of numbers that are none need not be one of them.
-        node("GatherElements", [name("tokens"), name("within")], [name("value")], axis=1),  # [B,1]
-        node("Mul", [name("group"), GROUP_SIZE], [name("first")]),  # [B,1]
-        node("Add", [name("first"), name("within")], [name("id")]),  # [B,1]
+        _node("GatherElements", [name("tokens"), name("within")], name("value"), axis=1),  # [B,1]
+        _node("Mul", [name("group"), GROUP_SIZE], name("first")),  # [B,1]
+        _node("Add", [name("first"), name("within")], name("id")),  # [B,1]
     ]

@@ -26,8 +26,8 @@ class Graphs:
     """Session of ONNX Runtime."""
     decoder: Any
     candidates: Any
-    greedy: Any
-    """None where the bundle has no such graph."""
+    greedy: Any | None = None
+    """None where the bundle has no such graph, or none is to be run."""
 
 
 def open_graphs(bundle: Bundle, *, num_threads: int, provider: str = "cpu", allow_spinning: bool = False) -> Graphs:

@@ -117,7 +117,7 @@ class OnnxModelRunner:
             graphs = open_graphs(bundle, num_threads=num_threads)
         self._encoder, self._decoder, self._candidates = graphs.encoder, graphs.decoder, graphs.candidates
         self._greedy = graphs.greedy
-        self._greedy_steps = bundle.manifest.greedy_steps
+        self._greedy_steps = 1 if graphs.greedy is None else bundle.manifest.greedy_steps
         self._cache_dtype = np.dtype(bundle.signature.cache_dtype)
         self._slab = KeyValueSlab(
             architecture,
@@ -165,7 +165,7 @@ class OnnxModelRunner:
 
     @property
     def greedy_steps(self) -> int:
-        """T: steps that `decode_greedy` makes; 1: the bundle has no graph for it."""
+        """T: steps that `decode_greedy` makes; 1: there is no graph for it."""
         return self._greedy_steps
 
     @property

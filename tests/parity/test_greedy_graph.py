@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from benchmarks.step_parts import parts_of
 from export.build import write_bundle
 from export.config import ExportConfig
 from service.bundle import DECODER_NAME, GREEDY_NAME, Bundle
@@ -124,3 +126,11 @@ def test_without_the_graph_or_for_more_than_best_tokens_a_run_is_refused(exporte
     assert runner.greedy_steps == 1
     with pytest.raises(ValueError, match="must be in the bundle"):
         runner.decode_greedy(step_inputs([0], [BOS_ID], [0], [4]))
+
+
+def test_the_profile_finds_the_parts_of_every_step(exported: Exported) -> None:
+    single = Counter(parts_of(exported.graphs[DECODER_NAME].graph).values())
+    several = Counter(parts_of(onnx.load(exported.fp32.directory / GREEDY_NAME).graph).values())
+    assert several.pop("best token") >= 8 * 4
+    for part in single.keys() - {"embedding"}:  # of that, a step's position comes from the step before
+        assert several[part] == 4 * single[part]

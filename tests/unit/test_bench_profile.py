@@ -82,7 +82,7 @@ def test_what_the_profiler_adds_is_taken_off_every_node() -> None:
 
 
 def test_a_summary_comes_to_the_whole_step(tmp_path: Path) -> None:
-    seconds = Seconds(steps=10, rows=640, whole=10e-3)
+    seconds = Seconds(steps=10, runs=5, rows=640, whole=10e-3)
     seconds.inside.update(encoder=1e-3, decoder=6e-3, choice=1e-3)
     case = summary(seconds, {node.name: 50e-6 for node in STEP.node}, STEP)
     assert set(case["decoder"]) == set(PARTS)

@@ -121,11 +121,12 @@ def test_whoever_wants_more_than_best_tokens_gets_single_steps(other: Sequence) 
     assert runner.violations == []
 
 
-def test_a_row_whose_numbers_break_within_a_run_fails_alone_and_where_they_do() -> None:
+@pytest.mark.parametrize("token_id", [7, EOS_ID])
+def test_a_row_whose_numbers_break_within_a_run_fails_alone_and_where_they_do(token_id: int) -> None:
     class BreaksLater(CountingRunner):
         def decode_greedy(self, inputs: StepInputs) -> GreedyOutputs:
             outputs = super().decode_greedy(inputs)
-            outputs.log_probabilities[0, 2] = np.nan
+            outputs.token_ids[0, 2], outputs.log_probabilities[0, 2] = token_id, np.nan
             return outputs
 
     engine = Engine.over(BreaksLater(4))
