@@ -89,7 +89,7 @@ class Admission:
         delay_seconds = model.forecast.delay_seconds(load)
         if call.priority is request.Priority.INTERACTIVE and standing.refuses(delay_seconds, now):
             message = "More is asked for than gets done, and what waits does not become less."
-            raise OverloadedError(message, reason="STANDING_DELAY", retry_seconds=self.retry_seconds(model))
+            raise OverloadedError(message, reason="STANDING_DELAY", retry_seconds=self._retry_after(delay_seconds))
         self._check_deadline(call, model.forecast.wait_seconds(load), now)
 
     @contextmanager
@@ -138,11 +138,12 @@ class Admission:
         message = "The queue of waiting segments is full."
         return OverloadedError(message, reason="QUEUE_FULL", retry_seconds=self.retry_seconds())
 
-    def retry_seconds(self, model: ServedModel | None = None) -> float:
-        """When a call would be taken again if nobody else came: when the delay of the model, or the least of all
-        models', has fallen to the target, or to a half."""
-        models = self._models() if model is None else (model,)
-        delay_seconds = min((each.delay_seconds() for each in models), default=0.0)
+    def retry_seconds(self) -> float:
+        """When a call would be taken again if nobody else came, by the model that has least to do."""
+        return self._retry_after(min((model.delay_seconds() for model in self._models()), default=0.0))
+
+    def _retry_after(self, delay_seconds: float) -> float:
+        """When a delay has fallen to the target, or to a half."""
         seconds = delay_seconds - min(self._limits.standing_delay_seconds, delay_seconds / 2)
         return min(max(self._limits.retry_seconds, seconds), _MAX_RETRY_SECONDS)
 

@@ -185,4 +185,14 @@ def test_texts_that_wait_to_be_cut_are_counted_and_one_alone_is_taken() -> None:
 def test_when_to_come_back(delay: float, expected: float) -> None:
     busy, least = model(delay=delay + 1.0), model(delay=delay)
     assert Admission(LIMITS, lambda: [busy, least]).retry_seconds() == expected
-    assert Admission(LIMITS, lambda: [busy]).retry_seconds(least) == expected
+
+
+def test_what_bulk_waits_for_does_not_keep_interactive_callers_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, busy = Clock(), model(delay=3.0)
+    monkeypatch.setattr(busy, "delay_seconds", lambda: 20.0)  # of all work
+    admission = Admission(LIMITS, lambda: [busy], clock=clock)
+    admission.check(call(), busy)
+    clock.now += 0.5
+    with pytest.raises(OverloadedError) as caught:
+        admission.check(call(), busy)
+    assert caught.value.retry_seconds == 2.0
