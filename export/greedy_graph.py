@@ -12,6 +12,8 @@ Axes: B rows, V vocabulary, G groups, W tokens of a group, T steps.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -84,7 +86,7 @@ def greedy_to_onnx(decoder: onnx.ModelProto, num_steps: int, max_positions: int)
     return made
 
 
-def _node(operator: str, inputs: list[str], output: str, **attributes: int) -> onnx.NodeProto:
+def _node(operator: str, inputs: list[str], output: str, **attributes: Any) -> onnx.NodeProto:
     """A node called like its output."""
     return helper.make_node(operator, inputs, [output], name=output, **attributes)
 

@@ -26,7 +26,7 @@ class Graphs:
     """Session of ONNX Runtime."""
     decoder: Any
     candidates: Any
-    greedy: Any | None = None
+    greedy: Any = None
     """None where the bundle has no such graph, or none is to be run."""
 
 
