@@ -355,6 +355,7 @@ def build_request(
     Raises:
         InvalidRequestError: when a text has half a surrogate pair, or an option is such that no message can carry it.
         TypeError: when `texts` is one text.
+        ValueError: when `priority` is none.
     """
     _check_texts(texts=("contents", texts))
     request = pb.TranslateTextRequest(
@@ -362,7 +363,7 @@ def build_request(
         source_language_code=source,
         target_language_code=target,
         model=model,
-        priority=_PRIORITIES[priority],
+        priority=_priority(priority),
     )
     if max_target_tokens:
         options = replace(options or DecodingOptions(), max_target_tokens=max_target_tokens)
@@ -389,11 +390,22 @@ def build_score_request(
         source_language_code=source,
         target_language_code=target,
         model=model,
-        priority=_PRIORITIES[priority],
+        priority=_priority(priority),
     )
     if options is not None:
         request.decoding_options.CopyFrom(options.to_message())
     return request
+
+
+def _priority(priority: Priority) -> pb.Priority:
+    """As a message carries it.
+
+    Raises:
+        ValueError: when it is none.
+    """
+    if priority not in _PRIORITIES:
+        raise ValueError(f"`priority` must be one of {', '.join(_PRIORITIES)}, but is {priority!r}.")
+    return _PRIORITIES[priority]
 
 
 def _check_texts(**arguments: tuple[str, Sequence[str]]) -> None:

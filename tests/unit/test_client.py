@@ -476,3 +476,5 @@ def test_the_priority_is_sent(translate: Translate, stream: Stream, address: str
         client.score(["a"], ["b"])
     bulk, interactive = pb.PRIORITY_BULK, pb.PRIORITY_INTERACTIVE
     assert [request.priority for request in script.requests] == [interactive, bulk, bulk, bulk, interactive]
+    with pytest.raises(ValueError, match="one of interactive, bulk, but is 'urgent'"):
+        translate(["abc"], priority="urgent")
