@@ -14,7 +14,7 @@ DATA ?= ../shared/data
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
 
 .PHONY: help serve translate test check proto train export evaluate bench-decoding \
-	bench-reference bench-ctranslate2 bench bench-offline bench-online bench-growth bench-overload profile clean
+	bench-reference bench-ctranslate2 bench bench-offline bench-online bench-growth bench-overload profile lock sbom clean
 
 help:  ## This list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -86,6 +86,21 @@ bench-overload: $(VENV)/.dev  ## Twice as many calls as the server can answer: w
 
 profile: $(VENV)/.dev  ## Where the time of a step goes, by kernel, as a table and a picture in build/profile/
 	@$(BIN)/python -m benchmarks.profile_step models/en-zh --data $(DATA) $(ARGS)
+
+$(VENV)/.supply: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) -e '.[supply]' && touch $@
+
+LOCK = $(BIN)/uv pip compile pyproject.toml --override requirements/without-torch.txt --python-version 3.11 --quiet \
+	--generate-hashes --no-emit-index-url --no-annotate --custom-compile-command "make lock"
+
+lock: $(VENV)/.supply  ## Pin every dependency with its hashes in requirements/ (ARGS=--upgrade for newer ones)
+	$(LOCK) $(ARGS) --extra cpu --output-file requirements/service.txt
+	$(LOCK) $(ARGS) --extra dev --output-file requirements/dev.txt
+
+sbom: $(VENV)/.supply  ## List what serving needs, as CycloneDX, in build/sbom.json
+	mkdir -p build && $(BIN)/cyclonedx-py requirements requirements/service.txt --pyproject pyproject.toml \
+		--output-reproducible --output-file build/sbom.json
 
 clean:  ## Remove the virtual environment and caches (never runs/ or models/)
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
