@@ -184,6 +184,9 @@ class SwapConfig:
     canary_min_similarity: float = _setting(0.3, least=0, most=1)
     """How similar its translations must be in the mean to those of the model whose place it takes (F1 of character
     pairs)."""
+    max_memory_bytes: int = _setting(0, least=0)
+    """What all models together may take, those that serve their last calls included; one that would need more is not
+    opened. During a change the old and the new model count. 0: not limited."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -178,6 +178,7 @@ CHANGE_CODES = {
     "BUNDLE_REFUSED": grpc.StatusCode.FAILED_PRECONDITION,
     "CANARY_FAILED": grpc.StatusCode.FAILED_PRECONDITION,
     "LAST_MODEL": grpc.StatusCode.FAILED_PRECONDITION,
+    "MEMORY_LIMIT": grpc.StatusCode.RESOURCE_EXHAUSTED,
     "SWAP_IN_PROGRESS": grpc.StatusCode.ABORTED,
 }
 """How a change of models is refused, by reason."""

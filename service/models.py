@@ -1,6 +1,6 @@
 """From a folder of bundles to models that decode: verify, open, prove, and give each its engine."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from service.config import MIN_SOURCE_TOKENS, Config, EngineConfig, LimitsConfig
 from service.cpu import cpu_budget
 from service.engine import Engine
 from service.engine_loop import EngineLoop
+from service.footprint import model_bytes
 from service.forecast import Forecast
 from service.graphs import Graphs, ModelRunnerError, open_graphs
 from service.loop_group import LoopGroup
@@ -142,6 +143,23 @@ def _open_graphs(bundle: Bundle, config: EngineConfig, num_threads: int) -> Grap
     return open_graphs(bundle, num_threads=num_threads, provider=config.provider, allow_spinning=config.allow_spinning)
 
 
+def bytes_of(bundle: Bundle, config: EngineConfig) -> int:
+    """The most memory that a bundle's model takes on this machine; see `model_bytes`."""
+    num_workers, num_threads = choose_workers(config, cpu_budget().num_threads)
+    return model_bytes(bundle, config, num_workers=num_workers, num_threads=num_threads)
+
+
+def memory_problem(config: Config, bundle: Bundle, others: Iterable[ServedModel]) -> str | None:
+    """Why a bundle's model must not be opened beside these models, or None."""
+    limit = config.swap.max_memory_bytes
+    own = bytes_of(bundle, config.engine)
+    num_bytes = own + sum(model.num_bytes for model in others)
+    if not limit or num_bytes <= limit:
+        return None
+    name = bundle.manifest.name
+    return f"All models must take at most {limit} bytes, but {name} takes {own}, and with those beside it {num_bytes}."
+
+
 def load_model(
     directory: str | Path,
     config: Config,
@@ -173,9 +191,14 @@ def load_models(
     """
     problems: list[str] = []
     models: list[ServedModel] = []
+
+    def admit(bundle: Bundle) -> None:
+        if problem := memory_problem(config, bundle, models):
+            raise ModelsError([problem])
+
     for directory in find_bundles(config.server.models):
         try:
-            models.append(load_model(directory, config, deliver=deliver, observe=observe))
+            models.append(load_model(directory, config, deliver=deliver, observe=observe, admit=admit))
         except (BundleError, ModelsError) as error:
             problems.append(str(error))
     names = [model.name for model in models]
@@ -254,6 +277,7 @@ def _serve(
         name=manifest.name,
         digest=model.bundle.digest,
         directory=model.bundle.directory,
+        num_bytes=bytes_of(model.bundle, config),
         precision=manifest.precision,
         source_language=manifest.source_language,
         target_language=manifest.target_language,

@@ -99,4 +99,4 @@ class ChangeRefusedError(RuntimeError):
         super().__init__(" ".join(problems))
         self.problems = problems
         self.reason = reason
-        """BUNDLE_REFUSED, CANARY_FAILED, LAST_MODEL or SWAP_IN_PROGRESS."""
+        """BUNDLE_REFUSED, CANARY_FAILED, LAST_MODEL, MEMORY_LIMIT or SWAP_IN_PROGRESS."""

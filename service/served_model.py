@@ -23,6 +23,8 @@ class ServedModel:
     """SHA-256 of its bundle's manifest."""
     directory: Path | None = None
     """Where its bundle was read."""
+    num_bytes: int = 0
+    """The most memory that it takes (`footprint.model_bytes`)."""
     precision: str
     """"fp32" or "int8"."""
     source_language: str

@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
-from service.bundle import BundleError
+from service.bundle import Bundle, BundleError
 from service.canary import CanaryReport, run_canary
 from service.catalog import Catalog, CatalogView
 from service.config import Config
 from service.daemon_thread import in_daemon_thread
 from service.loop_group import LoopGroup
-from service.models import ModelsError, load_model
+from service.models import ModelsError, load_model, memory_problem
 from service.refusals import ChangeRefusedError, NotServedError, shortened
 from service.request import Delivery
 from service.served_model import ServedModel
@@ -172,10 +172,16 @@ class Swap:
 
     async def _load(self, directory: str, texts: tuple[str, ...], min_similarity: float, dry_run: bool) -> LoadReport:
         path = self._root / _below(directory)
+
+        def admit(bundle: Bundle) -> None:
+            if problem := memory_problem(self._config, bundle, self._catalog.in_use):
+                raise self._refused(directory, "MEMORY_LIMIT", [problem])
+
+        def work() -> ServedModel:
+            return load_model(path, self._config, deliver=self._deliver, observe=self._observe, admit=admit)
+
         try:
-            new = await in_daemon_thread(
-                lambda: load_model(path, self._config, deliver=self._deliver, observe=self._observe), name="load"
-            )
+            new = await in_daemon_thread(work, name="load")
         except (BundleError, ModelsError) as error:
             raise self._refused(directory, "BUNDLE_REFUSED", error.problems) from error
         name, digest = new.name, new.digest

@@ -1,13 +1,14 @@
 """Which bundles a folder of them has, and which of those cannot be served."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from service.bundle import BundleError, load_bundle
-from service.config import MIN_SOURCE_TOKENS, Config, EngineConfig, ServerConfig
-from service.models import ModelsError, find_bundles, load_models, open_model
+from service.config import MIN_SOURCE_TOKENS, Config, EngineConfig, ServerConfig, SwapConfig
+from service.models import ModelsError, bytes_of, find_bundles, load_models, open_model
 from service.segments import split_item
 from tests.synthetic.bundle import SyntheticOptions, build_synthetic_bundle
 from tests.synthetic.fixtures import COPY, synthetic_bundle
@@ -97,3 +98,30 @@ def test_defaults_must_be_served_for_their_pair(tmp_path: Path) -> None:
         with pytest.raises(ModelsError) as caught:
             load_with(defaults)
         assert why in str(caught.value)
+
+
+def test_the_footprint_is_what_is_opened(tmp_path: Path) -> None:
+    bundle = synthetic_bundle(COPY)
+    engine = EngineConfig(num_workers=2, num_threads=1, max_rows=7, max_source_tokens=50, max_target_tokens=70)
+    graphs = sum(len(content) for name, content in bundle.files.items() if name.endswith(".onnx"))
+    model = open_model(bundle.directory, engine)
+    slabs = sum(runner.slab_bytes for runner in model.runners)
+    buffers = sum(runner._attention.nbytes + runner._log_probabilities.nbytes for runner in model.runners)
+    encoded = 2 * 1024 * (bundle.architecture.feed_forward + 4 * bundle.architecture.width) * 4
+    assert bytes_of(bundle, engine) == 2 * graphs + slabs + buffers + encoded
+    assert bytes_of(bundle, replace(engine, num_threads=2)) == 4 * graphs + slabs + buffers + encoded
+
+    shutil.copytree(bundle.directory, tmp_path / "a")
+    build_synthetic_bundle(tmp_path / "b", SyntheticOptions(name="b"))
+
+    def load_within(num_bytes: int) -> list[int]:
+        config = Config(
+            server=ServerConfig(models=str(tmp_path)), engine=engine, swap=SwapConfig(max_memory_bytes=num_bytes)
+        )
+        return [model.num_bytes for model in load_models(config, deliver=lambda _: None, observe=lambda _: None)]
+
+    each = load_within(0)
+    assert each[0] == bytes_of(bundle, engine)
+    assert load_within(sum(each)) == each
+    with pytest.raises(ModelsError, match=r"at most .* bytes, but b takes"):
+        load_within(sum(each) - 1)

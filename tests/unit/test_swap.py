@@ -9,7 +9,7 @@ import threading
 import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import service.swap as swap_module
 from export.bundle_writer import seal
 from service.bundle import ENCODER_NAME, load_bundle
 from service.catalog import Catalog, CatalogView, Lease
-from service.config import Config, EngineConfig, ServerConfig
+from service.config import Config, EngineConfig, ServerConfig, SwapConfig
 from service.engine_loop import EngineLoop
 from service.loop_group import LoopGroup
 from service.model_runner import OnnxModelRunner
@@ -30,7 +30,7 @@ from service.pb.translation.v1 import translation_pb2 as pb
 from service.refusals import ChangeRefusedError, InvalidRequestError, NotServedError
 from service.request import Delivery, FinishReason
 from service.same_bytes import ProbeResult
-from service.scheduler import QueueFullError
+from service.scheduler_limits import QueueFullError
 from service.served_model import ServedModel
 from service.swap import Swap
 from service.tokenizer import Tokenizer
@@ -399,6 +399,19 @@ async def test_an_old_model_that_is_broken_can_be_replaced_but_not_unseen_while_
         else:
             assert "the old model could not begin: its queue is full" in str(await made.refusal(load))
             assert made.catalog.models == (old,)
+
+
+async def test_the_new_model_must_fit_beside_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with world(tmp_path, monkeypatch) as made:
+        (old,) = made.catalog.models
+        for num_bytes, fits in ((2 * old.num_bytes - 4096, False), (2 * old.num_bytes + 4096, True)):
+            config = replace(made.swap._config, swap=SwapConfig(max_memory_bytes=num_bytes))
+            monkeypatch.setattr(made.swap, "_config", config)
+            if fits:
+                assert (await made.swap.load(".b", min_similarity=0)).has_changed
+            else:
+                assert (await made.refusal(made.swap.load(".b", min_similarity=0))).reason == "MEMORY_LIMIT"
+                assert made.loads == []
 
 
 async def test_canary_texts_must_be_a_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
