@@ -57,7 +57,7 @@ class Metrics:
         )
         self._late_steps = Counter(
             "dragoman_late_steps",
-            "Decoding steps, counted by rows, that were begun when their call was cancelled or its deadline had passed.",
+            "Decoding steps, counted by rows, that began when their call was cancelled or its deadline had passed.",
             registry=registry,
         )
         self._preempted_steps = Counter(

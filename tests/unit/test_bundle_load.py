@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from service.bundle import MAX_MANIFEST_BYTES, BundleError, load_bundle, manifest_checksum_line
 from service.tokenizer import Tokenizer
 
-FIXTURE = Path(__file__).parents[1] / "data" / "bundle-v2"
+FIXTURE = Path(__file__).parents[1] / "data" / "bundle-v3"
 FILES = sorted(path.relative_to(FIXTURE).as_posix() for path in FIXTURE.rglob("*") if path.is_file())
 
 Change = Callable[[dict[str, Any]], object]
@@ -217,3 +217,10 @@ def test_what_is_no_directory_is_refused(tmp_path: Path) -> None:
 def test_the_bundle_may_be_reached_through_a_link(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "current").symlink_to(bundle)
     assert load_bundle(tmp_path / "current").digest == load_bundle(bundle).digest
+
+
+@pytest.mark.parametrize("name", ["encoder.onnx", "decoder.onnx", "candidates.onnx", "greedy.onnx"])
+def test_every_graph_that_the_manifest_speaks_of_must_be_named(bundle: Path, name: str) -> None:
+    (bundle / name).unlink()
+    rewrite(bundle, lambda fields: fields["files"].pop(name))
+    assert problems_of(bundle) == [f"`files` must name {name}, but does not."]
