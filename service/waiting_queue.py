@@ -132,7 +132,8 @@ class FairQueue:
         """
         cost, _ = self._waiting[sequence]
         line = self._lines[sequence.caller]
-        share = min(self._virtual_time + cost / self._total_weight, self._order[-1][0])
+        total_weight = max(self._total_weight, line.weight)  # a sum of very unlike weights may lose the least
+        share = min(self._virtual_time + cost / total_weight, self._order[-1][0])
         self._virtual_time = max(self._virtual_time, share, line.tag)
         self._leave(sequence, line, cost / sequence.weight)
 

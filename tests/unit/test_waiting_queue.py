@@ -190,6 +190,12 @@ def test_who_waits_for_nothing_any_more_pays_nothing(make: Maker) -> None:
     assert serve(queue) == [ada[1], bob[0], ada[3], bob[1]]
 
 
+def test_weights_may_be_as_unlike_as_they_like(make: Maker) -> None:
+    light, heavy = [make("ada", weight=1e-20) for _ in range(2)], make("bob", weight=1e3)
+    queue = queue_of(heavy, *light)
+    assert serve(queue) == [light[0], heavy, light[1]]
+
+
 def test_interactive_before_bulk_and_one_of_bulk_before_all_on_demand(make: Maker) -> None:
     queue = WaitingQueue(cost)
     bulk = [make(priority=Priority.BULK) for _ in range(2)]
