@@ -322,8 +322,9 @@ class EngineLoop:
     def _take_over(self) -> None:
         scheduler = self._engine.scheduler
         if self._submitted:
-            scheduler.add(self._submitted, self._clock())
-            self._forget_submitted()
+            submitted = self._submitted
+            self._forget_submitted()  # before: who reads the numbers meanwhile must not find them twice
+            scheduler.add(submitted, self._clock())
         if self._cancelled:
             scheduler.cancel(self._cancelled)
             self._cancelled = []

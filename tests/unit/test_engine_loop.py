@@ -230,6 +230,21 @@ def test_queue_limits_count_what_the_thread_has_not_taken_over(gated: House) -> 
         gated.check(sequence)
 
 
+def test_what_is_taken_over_is_never_counted_twice(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    add = house.engine.scheduler.add
+
+    def watched(sequences: list[Sequence], now: float) -> None:
+        add(sequences, now)
+        seen.append(house.loop.num_waiting)
+
+    monkeypatch.setattr(house.engine.scheduler, "add", watched)
+    sequence = house.make(5)
+    house.loop.submit([sequence])
+    house.mailbox.wait_for(sequence)
+    assert seen == [1]
+
+
 def test_unsound_sequences_are_refused_at_the_door(house: House) -> None:
     with pytest.raises(InvalidSequenceError):
         house.loop.submit([house.make(5), Sequence(source_ids=())])
