@@ -26,6 +26,9 @@ _MAX_RETRY_SECONDS = 30.0
 _SURE_SHARE = 0.8
 """A deadline is refused when so much of the predicted time is too long for it: a call is rather begun in vain than
 refused wrongly."""
+_TRIAL_SECONDS = 1.0
+"""When nobody was taken for so long after a call that was refused for its deadline, the next is begun whatever is
+predicted: a prediction that is too long, as after the machine stood still, is set right by steps alone."""
 
 
 class Admission:
@@ -46,6 +49,8 @@ class Admission:
         self._num_calls_of: Counter[str] = Counter()
         self._num_uncut_characters = 0
         self._standing: WeakKeyDictionary[ServedModel, StandingDelay] = WeakKeyDictionary()
+        # Since when calls are refused for their deadlines, and none was taken.
+        self._late_since: WeakKeyDictionary[ServedModel, float] = WeakKeyDictionary()
         self._quotas = CallerQuotas()
 
     def enter(self, call: "Call") -> None:
@@ -117,13 +122,18 @@ class Admission:
             OverloadedError: when they are more than is due to its caller now.
         """
         now = self._clock()
-        if call.remaining is not None:
-            self._check_deadline(call, model.forecast.finish_seconds(model.load(call.priority), sequences), now)
+        if call.remaining is not None and now - self._late_since.get(model, now) < _TRIAL_SECONDS:
+            try:
+                self._check_deadline(call, model.forecast.finish_seconds(model.load(call.priority), sequences), now)
+            except UnreachableDeadlineError:
+                self._late_since.setdefault(model, now)
+                raise
         num_tokens = sum(len(sequence.source_ids) for sequence in sequences)
         seconds = self._quotas.take(call.caller, num_segments=len(sequences), num_tokens=num_tokens, now=now)
         if seconds:
             message = "The caller has had more than is due to it."
             raise OverloadedError(message, reason="QUOTA_EXCEEDED", retry_seconds=seconds)
+        self._late_since.pop(model, None)
 
     def leave(self, call: "Call") -> None:
         """A call that was taken has ended."""

@@ -148,6 +148,29 @@ def test_a_deadline_is_refused_when_four_fifths_of_the_prediction_are_too_long()
     lenient.check_sequences(call(deadline=100.1), slow, segments(5))
 
 
+def test_where_all_are_refused_for_their_deadlines_one_a_second_is_begun() -> None:
+    clock, slow, other = Clock(), model(finish=20.0), model(finish=20.0)
+    admission = Admission(LIMITS, lambda: [slow, other], clock=clock)
+
+    def is_taken(model: Any) -> bool:
+        try:
+            admission.check_sequences(call(deadline=clock.now + 1.0), model, segments(5))
+        except UnreachableDeadlineError:
+            return False
+        return True
+
+    for _ in range(2):
+        assert [is_taken(slow), is_taken(slow), is_taken(other)] == [False] * 3
+        clock.now += 0.9
+        assert not is_taken(slow)
+        clock.now += 0.1
+        assert [is_taken(slow), is_taken(slow), is_taken(other), is_taken(other)] == [True, False, True, False]
+        clock.now += 0.5
+        admission.check_sequences(call(), slow, segments(5))
+        admission.check_sequences(call(), other, segments(5))
+        clock.now += 5.0  # nobody was refused since: nothing is owed
+
+
 def test_a_quota_is_of_segments_and_of_their_tokens() -> None:
     clock, free = Clock(), model()
     admission = Admission(LIMITS, lambda: [free], clock=clock)
