@@ -11,8 +11,9 @@ import json
 import sys
 from pathlib import Path
 
-from service.config import Setting, settings
+from service.config import settings
 from service.metrics import Metrics
+from service.setting import Setting
 
 PAGE = Path(__file__).parents[2] / "docs" / "behaviour.md"
 LABELS = {
