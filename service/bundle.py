@@ -106,12 +106,16 @@ def load_bundle(directory: str | Path) -> Bundle:
             it must be; a tokenizer that does not load or does not fit the model.
     """
     directory = Path(directory)
-    if not directory.is_dir():
-        raise BundleError(directory, ["It must be a directory, but is not."])
     problems: list[str] = []
-    present = set(_walk(directory, problems))
-    manifest_bytes = _read_small(directory / MANIFEST_NAME, problems)
-    checksum_line = _read_small(directory / CHECKSUM_NAME, problems)
+    try:
+        if not directory.is_dir():
+            raise BundleError(directory, ["It must be a directory, but is not."])
+        present = set(_walk(directory, problems))
+    except OSError as error:  # a name that is too long, or a file that goes just now
+        raise BundleError(directory, [f"It must be readable, but is not: {error.strerror}."]) from error
+    manifest_bytes, checksum_line = (
+        _read_small_or_none(directory / name, problems) for name in (MANIFEST_NAME, CHECKSUM_NAME)
+    )
     if manifest_bytes is None:
         raise BundleError(directory, problems)
     if checksum_line is not None and checksum_line != manifest_checksum_line(manifest_bytes):
@@ -162,19 +166,33 @@ def _walk(directory: Path, problems: list[str]) -> Iterator[str]:
                 problems.append(f"{relative} must be a plain file, but is a symbolic link or something else.")
 
 
-def _read_small(path: Path, problems: list[str]) -> bytes | None:
-    """The bytes of a file that must exist and must not be huge; None with a problem otherwise."""
+def read_small(path: Path) -> bytes:
+    """The bytes of a manifest or its checksum.
+
+    Raises:
+        ValueError: when it is no plain file, which could be read for ever, or is huge.
+        OSError: when it cannot be read.
+    """
+    found = path.lstat()
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError(f"{path.name} must be a plain file, but is not.")
+    if found.st_size > MAX_MANIFEST_BYTES:
+        raise ValueError(f"{path.name} must have at most {MAX_MANIFEST_BYTES} bytes, but has {found.st_size}.")
+    return path.read_bytes()
+
+
+def _read_small_or_none(path: Path, problems: list[str]) -> bytes | None:
+    """The same; None with a problem where it cannot be."""
     try:
-        if path.is_symlink():
+        mode = path.lstat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
             return None  # `_walk` has said so
-        size = path.stat().st_size
-        if size > MAX_MANIFEST_BYTES:
-            problems.append(f"{path.name} must have at most {MAX_MANIFEST_BYTES} bytes, but has {size}.")
-            return None
-        return path.read_bytes()
+        return read_small(path)
+    except ValueError as error:
+        problems.append(str(error))
     except OSError as error:
         problems.append(f"{path.name} must be readable, but is not: {error.strerror}.")
-        return None
+    return None
 
 
 def _read_files(directory: Path, manifest: Manifest, present: set[str], problems: list[str]) -> dict[str, bytes]:

@@ -87,7 +87,7 @@ class TokenizerManifest:
         """
         try:
             fields: Any = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise TokenizerError(f"{where} must be JSON, but is not: {error}") from error
         if not isinstance(fields, dict):
             raise TokenizerError(f"{where} must be a JSON object, but is a {type(fields).__name__}.")

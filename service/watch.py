@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from service.bundle import CHECKSUM_NAME, MANIFEST_NAME, MAX_MANIFEST_BYTES
+from service.bundle import CHECKSUM_NAME, MANIFEST_NAME, read_small
 from service.catalog import Catalog
-from service.refusals import ChangeRefusedError
+from service.refusals import ChangeRefusedError, NotServedError
 from service.swap import Swap
 
 logger = logging.getLogger(__name__)
@@ -47,19 +47,17 @@ def find(root: Path) -> dict[str, FoundBundle]:
             continue
         try:
             found[directory.name] = _look(directory)
-        except (OSError, ValueError, KeyError, TypeError):  # no bundle, or one that comes or goes right now
-            continue
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            continue  # no bundle, or one that comes or goes right now
     return found
 
 
 def _look(directory: Path) -> FoundBundle:
-    manifest = directory / MANIFEST_NAME
-    if manifest.stat().st_size > MAX_MANIFEST_BYTES:
-        raise ValueError("The manifest is too large.")
+    manifest = json.loads(read_small(directory / MANIFEST_NAME))
     states = ((path, path.lstat()) for path in sorted(directory.rglob("*")))
     return FoundBundle(
-        name=str(json.loads(manifest.read_bytes())["name"]),
-        digest=(directory / CHECKSUM_NAME).read_text(encoding="ascii").split(" ")[0],
+        name=str(manifest["name"]),
+        digest=read_small(directory / CHECKSUM_NAME).decode("ascii").split(" ")[0],
         files=tuple(
             (path.relative_to(directory).as_posix(), state.st_ino, state.st_size, state.st_mtime_ns)
             for path, state in states
@@ -141,6 +139,6 @@ class Watch:
             if len(self._catalog.models) > 1:
                 try:
                     await self._swap.unload(missing[digest], digest=digest)
-                except ChangeRefusedError:  # another change is in progress: the next time
+                except (ChangeRefusedError, NotServedError):  # another change is in progress, or was: the next time
                     continue
         self._missing = set(missing)

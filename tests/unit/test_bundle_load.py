@@ -117,10 +117,30 @@ def test_a_linked_directory_is_refused(bundle: Path, tmp_path: Path) -> None:
     assert any(problem.startswith("tokenizer must be a plain file") for problem in problems_of(bundle))
 
 
-def test_a_pipe_is_refused_and_not_read(bundle: Path) -> None:
-    (bundle / "encoder.onnx").unlink()
-    os.mkfifo(bundle / "encoder.onnx")
-    assert any(problem.startswith("encoder.onnx must be a plain file") for problem in problems_of(bundle))
+@pytest.mark.parametrize("name", ["encoder.onnx", "manifest.json", "manifest.sha256"])
+def test_a_pipe_is_refused_and_not_read(bundle: Path, name: str) -> None:
+    (bundle / name).unlink()
+    os.mkfifo(bundle / name)
+    assert any(problem.startswith(f"{name} must be a plain file") for problem in problems_of(bundle))
+
+
+def test_a_directory_is_no_manifest(bundle: Path) -> None:
+    (bundle / "manifest.json").unlink()
+    (bundle / "manifest.json").mkdir()
+    assert problems_of(bundle) == ["manifest.json must be a plain file, but is not."]
+
+
+def test_a_name_that_cannot_be_looked_up_is_refused(tmp_path: Path) -> None:
+    assert problems_of(tmp_path / ("n" * 300)) == ["It must be readable, but is not: File name too long."]
+
+
+@pytest.mark.parametrize("text", [b"[" * 100_000, b'{"format_version": ' + b"1" * 5_000 + b"}"])
+def test_a_tokenizer_that_no_parser_takes_is_refused(bundle: Path, text: bytes) -> None:
+    (bundle / "tokenizer" / "tokenizer.json").write_bytes(text)
+    record = {"num_bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}
+    rewrite(bundle, lambda fields: fields["files"].update({"tokenizer/tokenizer.json": record}))
+    (problem,) = problems_of(bundle)
+    assert "must be JSON, but is not" in problem
 
 
 @pytest.mark.parametrize(

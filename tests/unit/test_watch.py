@@ -1,6 +1,7 @@
 """What comes, changes and goes in a directory of models is seen, when it has settled."""
 
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from service.bundle import MAX_MANIFEST_BYTES
 from service.refusals import ChangeRefusedError
 from service.watch import Watch
 
@@ -77,6 +79,21 @@ async def test_what_is_served_is_left_alone(server: Server, watch: Watch) -> Non
     for _ in range(3):
         await watch.look()
     assert server.said() == []
+
+
+async def test_what_cannot_be_read_keeps_no_other_bundle_out(server: Server, watch: Watch) -> None:
+    for name in ("deep", "pipe", "huge", "list"):
+        put(server.root / name, name, "1")
+    (server.root / "deep" / "manifest.json").write_text("[" * 100_000)
+    (server.root / "list" / "manifest.json").write_text("[]")
+    (server.root / "pipe" / "manifest.json").unlink()
+    os.mkfifo(server.root / "pipe" / "manifest.json")
+    with (server.root / "huge" / "manifest.sha256").open("wb") as file:
+        file.truncate(MAX_MANIFEST_BYTES + 1)
+    put(server.root / "b", "n", "1")
+    for _ in range(2):
+        await watch.look()
+    assert server.said() == ["load b"]
 
 
 async def test_a_bundle_in_anothers_place_is_loaded_when_it_has_settled(server: Server, watch: Watch) -> None:
