@@ -120,9 +120,10 @@ def read_keys(path: str) -> dict[str, ApiKey]:
         FilesError: listing everything that is wrong. What stands in the file is not repeated: it may be a key.
         OSError: when it cannot be read.
     """
+    text = read_text(path)
     try:
-        tables = tomllib.loads(read_text(path))
-    except tomllib.TOMLDecodeError as error:
+        tables = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
         where = re.search(r"line \d+", str(error))
         raise FilesError([f"{path} must be a TOML file, but is not{f' at {where[0]}' if where else ''}."]) from None
     entries = tables.get("keys", [])

@@ -16,7 +16,7 @@ import grpc
 from service.config import TlsConfig
 from service.watched_files import FilesError, WatchedFiles, read_text
 
-_PEM_END = "-----END CERTIFICATE-----"
+_PEM_BEGIN, _PEM_END = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
 _SEQUENCE, _UTC_TIME, _VERSION = 0x30, 0x17, 0xA0
 
 
@@ -90,11 +90,16 @@ def _read(config: TlsConfig) -> _Pair:
         problems.append(
             f"{config.tls_certificate} and {config.tls_key} must be a certificate and its key, but are not: {why}."
         )
+    else:
+        if _PEM_BEGIN not in certificate:  # OpenSSL takes older labels, too
+            problems.append(
+                f"{config.tls_certificate} must have `{_PEM_BEGIN}`, but has a certificate of another kind."
+            )
     if client_ca is not None:
         try:
             context.load_verify_locations(cadata=client_ca)
-        except ssl.SSLError as error:
-            why = error.reason or "no certificate is in it"
+        except (ssl.SSLError, ValueError, TypeError) as error:  # the last two: it is empty, or has more than ASCII
+            why = getattr(error, "reason", None) or "no certificate is in it"
             problems.append(f"{config.tls_client_ca} must have certificates, but has not: {why}.")
     if problems:
         raise FilesError(problems)
@@ -108,7 +113,7 @@ def _read(config: TlsConfig) -> _Pair:
 
 def _first(chain: str) -> str:
     """The first certificate of a chain."""
-    begin = chain.index(_PEM_END.replace("END", "BEGIN"))
+    begin = chain.index(_PEM_BEGIN)
     return chain[begin : chain.index(_PEM_END, begin) + len(_PEM_END)]
 
 

@@ -232,6 +232,14 @@ def test_what_is_wrong_with_certificates_is_said_at_the_start(
     mismatch, no_ca = caught.value.problems
     assert mismatch.startswith(f"{paths['tls_certificate']} and {paths['tls_key']} must be a certificate and its key, ")
     assert no_ca.startswith(f"{paths['tls_client_ca']} must have certificates, but has not: ")
+    files.renew(not_after=ends_at)
+    files.write("server.pem", Path(paths["tls_certificate"]).read_bytes().replace(b"CERTIFICATE", b"X509 CERTIFICATE"))
+    with pytest.raises(FilesError, match="must have `-----BEGIN CERTIFICATE-----`"):
+        ServerCertificates(TlsConfig(**paths))
+    for content in (b"", "Ключ".encode()):
+        files.write("clients.pem", content)
+        with pytest.raises(FilesError, match="must have certificates, but has not: no certificate is in it"):
+            ServerCertificates(TlsConfig(**paths))
     Path(paths["tls_key"]).unlink()
     with pytest.raises(FilesError, match="must be readable, but is not: No such file"):
         ServerCertificates(TlsConfig(**paths))

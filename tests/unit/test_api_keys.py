@@ -140,6 +140,8 @@ SECRET = "drg_0123456789ab_" + "s" * 43
         ("keys = 7", ["{path} must have tables called [[keys]] and nothing else, but has."]),
         ("keys = [7]", ["{path} must have tables called [[keys]] and nothing else, but has."]),
         (f'[[keys]]\nid = "{SECRET}\nname = 1', ["{path} must be a TOML file, but is not at line 2."]),
+        (f"keys = {'[' * 100_000}", ["{path} must be a TOML file, but is not."]),
+        (f"keys = {'1' * 5_000}", ["{path} must be a TOML file, but is not."]),
         (entry(sha256=f'"{SECRET}"'), ["Key 1 of {path}: `sha256` must be 64 hexadecimal digits, but is not."]),
         (entry(**{SECRET: 1}), ["Key 1 of {path}: every setting must be a known one, but one is not."]),
         (
