@@ -53,7 +53,7 @@ def stub_of(channel: Any, metadata: Metadata) -> Any:
 
 def _is_local(target: str) -> bool:
     """Whether what is sent to a gRPC target stays on this machine."""
-    if target.startswith("unix"):
+    if target.startswith(("unix:", "unix-abstract:")):
         return True
     host = target.rpartition("/")[2].rpartition(":")[0].strip("[]")
     try:

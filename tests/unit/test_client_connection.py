@@ -31,7 +31,9 @@ def test_what_is_encrypted() -> None:
     assert made(certificate=b"x", key=b"x") == (True, ())
 
 
-@pytest.mark.parametrize("address", [ELSEWHERE, "10.0.0.1:1", "dns:///localhost.example:1", "ipv4:0.0.0.0:1", "[::]:1"])
+@pytest.mark.parametrize(
+    "address", [ELSEWHERE, "10.0.0.1:1", "dns:///localhost.example:1", "ipv4:0.0.0.0:1", "[::]:1", "unix.example:1"]
+)
 def test_a_key_is_not_sent_to_another_machine_in_plaintext(address: str) -> None:
     bearer = (("authorization", "Bearer secret"),)
     with pytest.raises(ValueError, match="`api_key` must be sent by TLS or to this machine") as caught:
