@@ -60,7 +60,9 @@ def describe_exception(error: BaseException) -> list[str]:
     seen: BaseException | None = error
     while seen is not None:
         frames = traceback.extract_tb(seen.__traceback__)
-        is_safe = isinstance(seen, (OSError, MemoryError)) or type(seen).__module__.startswith("onnxruntime")
+        module = type(seen).__module__  # some libraries' errors are an OSError, too, and quote what was sent
+        is_safe = isinstance(seen, (OSError, MemoryError)) and module in ("builtins", "socket", "ssl")
+        is_safe = is_safe or module.startswith("onnxruntime")
         parts.append(f"{type(seen).__name__}: {str(seen)[:500]}" if is_safe else type(seen).__name__)
         parts += [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames[-12:]]
         seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)

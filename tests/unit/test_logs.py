@@ -72,3 +72,13 @@ def test_what_the_system_says_is_written(stream: io.StringIO) -> None:
     logs.set_up(log_format="json", log_level="debug", stream=stream)
     logging.getLogger("service.test").error("No file.", exc_info=OSError(28, "No space left on device"))
     assert "No space left on device" in stream.getvalue()
+
+
+def test_what_an_error_of_a_library_says_is_not_written(stream: io.StringIO) -> None:
+    class RequestError(OSError):
+        """As HTTP clients have: it quotes what was sent."""
+
+    logs.set_up(log_format="json", log_level="debug", stream=stream)
+    logging.getLogger("service.test").error("A hook failed.", exc_info=RequestError(f"/introspect?token={SENTINEL}"))
+    assert "RequestError" in stream.getvalue()
+    assert SENTINEL not in stream.getvalue()
