@@ -53,6 +53,9 @@ def change_models(
         except OSError as error:
             print(f"{parsed.canaries} must be readable, but is not: {error.strerror}.", file=sys.stderr)
             return 1
+        except UnicodeDecodeError as error:
+            print(f"{parsed.canaries} must be UTF-8, but its byte {error.start} is not.", file=sys.stderr)
+            return 1
     return 0
 
 

@@ -230,4 +230,7 @@ async def test_the_command_line(bundles: Path, capsys: pytest.CaptureFixture[str
         assert (code, "One model must be served" in error) == (1, True)
         assert (await run("unload"))[0] == 2
         assert (await run("load", "x", "--canaries", str(bundles / "none")))[0] == 1
+        (bundles.parent / "canaries.txt").write_bytes(b"\xff")
+        code, _, error = await run("load", "x", "--canaries", str(bundles.parent / "canaries.txt"))
+        assert (code, "must be UTF-8, but its byte 0 is not" in error) == (1, True)
         assert (await run("here", "there"))[0] == 2
