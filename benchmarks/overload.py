@@ -6,7 +6,8 @@
 A server with the defaults, and one that is told to keep waits short. First the capacity of each: answers a second when
 64 callers, who wait for their answers, keep it busy and nobody is refused. Then independent callers of single
 sentences, at 80 % of that and at twice as many. Every call must come back, and the server must have counted the same.
-Load generator and server share the cores. Writes OUTPUT.json and OUTPUT.md.
+Load generator and server share the cores. Writes OUTPUT.json and OUTPUT.md; fails where a
+translation was not the one that the same text had before.
 """
 
 from __future__ import annotations
@@ -241,6 +242,13 @@ def measured(models: Path, workload: Workload, *, seconds: float, capacity_calls
     return {"settings": settings}
 
 
+def num_differing(result: dict[str, Any]) -> int:
+    """Translations that were not what the same text was answered with before, under whatever load."""
+    return sum(
+        setting[load]["differing"] for setting in result["settings"].values() for load in ("at_80_percent", "at_twice")
+    )
+
+
 def markdown(result: dict[str, Any]) -> str:
     """The figures as a table, and what they were to be."""
     lines = [
@@ -317,7 +325,7 @@ def main() -> int:
     output.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     output.with_suffix(".md").write_text(table, encoding="utf-8")
     print(table)
-    return 0
+    return 1 if num_differing(result) else 0
 
 
 if __name__ == "__main__":

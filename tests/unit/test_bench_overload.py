@@ -5,7 +5,15 @@ import os
 from typing import Any
 
 from benchmarks.load import Call
-from benchmarks.overload import NO_REFUSAL, SETTINGS, bucket_percentile, markdown, outcome_of, sampled_memory
+from benchmarks.overload import (
+    NO_REFUSAL,
+    SETTINGS,
+    bucket_percentile,
+    markdown,
+    num_differing,
+    outcome_of,
+    sampled_memory,
+)
 from service.config import settings
 from service.pb.translation.v1 import translation_pb2 as pb
 
@@ -87,3 +95,10 @@ def test_the_flags_are_settings() -> None:
     assert all(
         flag in flags for given in [*SETTINGS.values(), (NO_REFUSAL, ())] for part in given for flag in part[::2]
     )
+
+
+def test_translations_that_differ_under_any_load_are_counted() -> None:
+    loads = {"at_80_percent": {"differing": 0}, "at_twice": {"differing": 2}}
+    same = {"at_80_percent": {"differing": 1}, "at_twice": {"differing": 0}}
+    assert num_differing({"settings": {"one": loads, "other": same}}) == 3
+    assert num_differing({"settings": {}}) == 0
