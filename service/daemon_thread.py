@@ -1,4 +1,5 @@
-"""Work that takes seconds beside the event loop, in a thread that does not keep the process from ending."""
+"""Work that takes seconds beside the event loop, or waits for a file system, in a thread that does not keep the process
+from ending."""
 
 import asyncio
 import contextlib

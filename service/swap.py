@@ -215,7 +215,7 @@ class Swap:
         """The lines of the pair's file that have text, as many as are configured."""
         path = self._root / CANARIES_DIRECTORY / f"{pair}.txt"
         try:
-            lines = (await asyncio.to_thread(path.read_text, encoding="utf-8")).splitlines()
+            lines = (await in_daemon_thread(lambda: path.read_text(encoding="utf-8"), name="load")).splitlines()
         except FileNotFoundError:
             return ()
         except (OSError, UnicodeDecodeError) as error:

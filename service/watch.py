@@ -16,6 +16,7 @@ from typing import Any
 
 from service.bundle import CHECKSUM_NAME, MANIFEST_NAME, read_small
 from service.catalog import Catalog
+from service.daemon_thread import in_daemon_thread
 from service.refusals import ChangeRefusedError, NotServedError
 from service.swap import Swap
 
@@ -91,7 +92,7 @@ class Watch:
         Raises:
             OSError: when the directory cannot be read; nothing is taken for gone then.
         """
-        found = await asyncio.to_thread(find, self._root)
+        found = await in_daemon_thread(lambda: find(self._root), name="watch")
         last, self._last = self._last, found
         for directory, bundle in sorted(found.items()):
             if last.get(directory) == bundle and self._is_new(directory, bundle, found):

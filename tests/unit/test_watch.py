@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from service.bundle import MAX_MANIFEST_BYTES
 from service.refusals import ChangeRefusedError
-from service.watch import Watch
+from service.watch import FoundBundle, Watch, find
 
 
 @dataclass(frozen=True)
@@ -178,4 +179,19 @@ async def test_a_directory_that_cannot_be_read_is_not_empty(server: Server, watc
             await watch.look()
     server.root.with_name("away").rename(server.root)
     await watch.look()
+    assert server.said() == []
+
+
+async def test_a_file_system_that_hangs_does_not_keep_the_process_from_ending(
+    server: Server, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = []
+
+    def find_here(root: Path) -> dict[str, FoundBundle]:
+        threads.append(threading.current_thread())
+        return find(root)
+
+    monkeypatch.setattr("service.watch.find", find_here)
+    await watch.look()
+    assert [thread.daemon for thread in threads] == [True]
     assert server.said() == []
