@@ -171,10 +171,13 @@ def load_model(
     """The model of one bundle, its engine loop not yet started. Takes a second or more.
 
     Raises:
-        BundleError, ModelsError: as `open_model`, or when it fails the same-bytes probe.
+        BundleError, ModelsError: as `open_model`, or when it fails the same-bytes probe: with an error, or with
+            differences where the configuration does not let them pass.
         Exception: what `admit` raises.
     """
     model = open_model(directory, config.engine, admit=admit)
+    if model.probe.error is not None:
+        raise ModelsError([f"{directory}: {model.probe.summary()}"])
     if config.engine.require_same_bytes and not model.probe.is_same_bytes:
         raise ModelsError([f"{directory}: {same_bytes_problem(model.probe)}"])
     return _serve(model, config.limits, config.engine, deliver, observe)

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from service import models
 from service.bundle import BundleError, load_bundle
 from service.config import MIN_SOURCE_TOKENS, Config, EngineConfig, ServerConfig, SwapConfig
 from service.models import ModelsError, bytes_of, find_bundles, load_models, open_model
+from service.same_bytes import ProbeResult
 from service.segments import split_item
 from tests.synthetic.bundle import SyntheticOptions, build_synthetic_bundle
 from tests.synthetic.fixtures import COPY, synthetic_bundle
@@ -17,8 +19,8 @@ FIXTURE = Path(__file__).parents[1] / "data" / "bundle-v2"
 BUNDLE_FILES = ("manifest.json", "manifest.sha256", "encoder.onnx", "decoder.onnx")
 
 
-def load(models: Path) -> None:
-    load_models(Config(server=ServerConfig(models=str(models))), deliver=lambda _: None, observe=lambda _: None)
+def load(directory: Path) -> None:
+    load_models(Config(server=ServerConfig(models=str(directory))), deliver=lambda _: None, observe=lambda _: None)
 
 
 def test_bundles_are_found_by_name_and_nothing_else_is(tmp_path: Path) -> None:
@@ -125,3 +127,15 @@ def test_the_footprint_is_what_is_opened(tmp_path: Path) -> None:
     assert load_within(sum(each)) == each
     with pytest.raises(ModelsError, match=r"at most .* bytes, but b takes"):
         load_within(sum(each) - 1)
+
+
+@pytest.mark.parametrize("is_required", [False, True])
+def test_a_model_whose_probe_ends_in_an_error_is_refused_whatever_may_differ(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_required: bool
+) -> None:
+    broken = ProbeResult(num_sentences=0, ways=(), differences=(), error=RuntimeError("no step"), seconds=0.0)
+    monkeypatch.setattr(models, "probe_same_bytes", lambda _: broken)
+    shutil.copytree(FIXTURE, tmp_path / "model")
+    config = Config(server=ServerConfig(models=str(tmp_path)), engine=EngineConfig(require_same_bytes=is_required))
+    with pytest.raises(ModelsError, match="same-bytes probe failed: RuntimeError: no step"):
+        load_models(config, deliver=lambda _: None, observe=lambda _: None)
