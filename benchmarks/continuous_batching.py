@@ -18,7 +18,7 @@ from pathlib import Path
 
 import grpc.aio
 
-from benchmarks.server_process import ServerProcess, running_server, write_json
+from benchmarks.server_process import NO_REFUSAL, ServerProcess, running_server, write_json
 from benchmarks.test_sets import english_chinese
 from service.pb.translation.v1 import translation_pb2 as pb
 
@@ -101,7 +101,7 @@ def main() -> int:
     sentences = random.Random(1).sample(pool, arguments.sentences)
     one: list[float] = []
     many: list[float] = []
-    with running_server(arguments.models) as server:
+    with running_server(arguments.models, *NO_REFUSAL) as server:
         for _ in range(arguments.rounds):
             one.append(len(sentences) / asyncio.run(closed_loop(server.address, sentences, 1)))
             seconds = asyncio.run(closed_loop(server.address, sentences * MANY_TIMES, arguments.callers))

@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.server_process import running_server, write_json
+from benchmarks.server_process import NO_REFUSAL, running_server, write_json
 from benchmarks.test_sets import TestSet, english_chinese
 from service.client import Client, DecodingOptions, Translation
 from training.evaluate import score
@@ -90,7 +90,7 @@ def address_of(arguments: argparse.Namespace) -> Iterator[str]:
     if arguments.address:
         yield arguments.address
         return
-    with running_server(arguments.models) as server:
+    with running_server(arguments.models, *NO_REFUSAL) as server:
         print(server.ready_line, file=sys.stderr)
         yield server.address
 

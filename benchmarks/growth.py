@@ -28,7 +28,7 @@ from benchmarks.load import LoadResult, main_thread_seconds, measured
 from benchmarks.machine import machine_facts, use_cores
 from benchmarks.online_workload import SCENARIOS, Workload
 from benchmarks.peers.environments import ROOT
-from benchmarks.server_process import ServerProcess, memory_bytes, running_server
+from benchmarks.server_process import NO_REFUSAL, ServerProcess, memory_bytes, running_server
 from service.pb.translation.v1 import translation_pb2 as pb
 from service.segments import Encode, split_item
 from service.tokenizer import Tokenizer
@@ -247,7 +247,9 @@ def main() -> int:
     long_sources = ("--max-source-tokens", str(LONGEST), "--max-target-tokens", str(LONGEST))
     growths = {}
     for name in arguments.growth or GROWTHS:
-        with running_server(arguments.models, *(long_sources if name == "source tokens" else ())) as server:
+        with running_server(
+            arguments.models, *NO_REFUSAL, *(long_sources if name == "source tokens" else ())
+        ) as server:
             warm(server, workload)
             if name == "sentences":
                 growths[name] = more_sentences(server, arguments.data, effort)

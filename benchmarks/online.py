@@ -28,7 +28,7 @@ from benchmarks.online_workload import SCENARIOS, Scenario, Workload
 from benchmarks.peers import environments
 from benchmarks.peers.ctranslate2_process import Batching, running_ctranslate2
 from benchmarks.peers.models import ctranslate2_model
-from benchmarks.server_process import running_server, write_json
+from benchmarks.server_process import NO_REFUSAL, running_server, write_json
 
 GRIDS = {"short": SHORT_LIST, "full": FULL_GRID}
 CALIBRATION_ROUNDS = 3
@@ -106,7 +106,7 @@ def measured_scenario(
     """Both servers started, compared and stopped."""
     started = time.perf_counter()
     tokenizer = bundle / "tokenizer" / "source.model"
-    with running_server(models) as ours, running_ctranslate2(model, tokenizer, batching) as theirs:
+    with running_server(models, *NO_REFUSAL) as ours, running_ctranslate2(model, tokenizer, batching) as theirs:
         same = same_translations([ours, theirs], workload, scenario)
         sides = [Side(name="dragoman", server=ours), Side(name="ctranslate2", server=theirs)]
         result = compare(Comparison(sides, workload, scenario, effort), effort)

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 from benchmarks.load import Call, closed_loop, open_loop, percentile, poisson_arrivals, run
 from benchmarks.machine import machine_facts, use_cores
 from benchmarks.online_workload import SCENARIOS, Workload
-from benchmarks.server_process import ServerProcess, memory_bytes, running_server
+from benchmarks.server_process import NO_REFUSAL, ServerProcess, memory_bytes, running_server
 from service.pb.translation.v1 import translation_pb2 as pb
 
 ROOT = Path(__file__).parents[1]
@@ -38,7 +38,6 @@ WARM_CALLS = 200
 SETTLE_SECONDS = 1.0
 """Calls due before are sent, but do not count in percentiles: until the server has seen that a delay stands."""
 REJECTED = "RESOURCE_EXHAUSTED"
-NO_REFUSAL = ("--standing-delay-seconds", "0")
 
 
 class Setting(NamedTuple):

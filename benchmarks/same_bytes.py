@@ -20,7 +20,7 @@ from typing import Any
 
 import grpc
 
-from benchmarks.server_process import running_server, write_json
+from benchmarks.server_process import NO_REFUSAL, running_server, write_json
 from benchmarks.test_sets import english_chinese
 from service.pb.translation.v1 import translation_pb2 as pb
 from service.pb.translation.v1.translation_pb2_grpc import TranslationServiceStub
@@ -121,7 +121,7 @@ def compare(
         )
         for sentence in sentences
     ]
-    with running_server(models) as server, grpc.insecure_channel(server.address) as channel:
+    with running_server(models, *NO_REFUSAL) as server, grpc.insecure_channel(server.address) as channel:
         stub = TranslationServiceStub(channel)
         alone = [translated(stub, request)[0] for request in requests]
         if with_random_options:

@@ -50,6 +50,10 @@ def free_port() -> int:
         return port
 
 
+NO_REFUSAL = ("--standing-delay-seconds", "0")
+"""For a server whose every call is to be answered, however many come at once and however long they wait."""
+
+
 @contextmanager
 def running_server(models: Path, *flags: str) -> Iterator[ServerProcess]:
     """Serve the bundles below `models` until the block ends, then stop it as Kubernetes would (SIGTERM).

@@ -6,7 +6,6 @@ from typing import Any
 
 from benchmarks.load import Call
 from benchmarks.overload import (
-    NO_REFUSAL,
     SETTINGS,
     bucket_percentile,
     markdown,
@@ -14,6 +13,7 @@ from benchmarks.overload import (
     outcome_of,
     sampled_memory,
 )
+from benchmarks.server_process import NO_REFUSAL
 from service.config import settings
 from service.pb.translation.v1 import translation_pb2 as pb
 
