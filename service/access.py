@@ -82,7 +82,7 @@ class TokenAccess:
         self._retry_seconds = retry_seconds
         self._num_waiting = 0
 
-    async def caller_of(self, metadata: Metadata, auth_context: AuthContext, *, method: str) -> Caller:  # noqa: ARG002
+    async def caller_of(self, metadata: Metadata, auth_context: AuthContext, *, method: str) -> Caller:  # noqa: ARG002  # of the protocol
         """See `Access`.
 
         Raises:
@@ -122,7 +122,7 @@ class TokenAccess:
 class CertificateAccess:
     """Those may call who have a certificate; gRPC has verified it."""
 
-    async def caller_of(self, metadata: Metadata, auth_context: AuthContext, *, method: str) -> Caller:  # noqa: ARG002
+    async def caller_of(self, metadata: Metadata, auth_context: AuthContext, *, method: str) -> Caller:  # noqa: ARG002  # of the protocol
         """See `Access`: whom the certificate names.
 
         Raises:

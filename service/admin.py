@@ -49,7 +49,7 @@ class AdminServicer:
             order = sorted(self._catalog.in_use, key=lambda model: (model not in served, model.name))
             return pb.ListModelsResponse(models=[self._message(model) for model in order])
 
-    async def LoadModel(self, data: bytes, context: Context) -> pb.LoadModelResponse:  # noqa: N802
+    async def LoadModel(self, data: bytes, context: Context) -> pb.LoadModelResponse:  # noqa: N802  # its name
         """Serves a bundle; see the interface."""
         async with self._call(context, "LoadModel"):
             request = parse(pb.LoadModelRequest, data)
@@ -67,13 +67,13 @@ class AdminServicer:
                 canary=_canary_message(report.canary),
             )
 
-    async def UnloadModel(self, data: bytes, context: Context) -> pb.UnloadModelResponse:  # noqa: N802
+    async def UnloadModel(self, data: bytes, context: Context) -> pb.UnloadModelResponse:  # noqa: N802  # its name
         """Takes a model out of service; see the interface."""
         async with self._call(context, "UnloadModel"):
             request = parse(pb.UnloadModelRequest, data)
             return pb.UnloadModelResponse(digest=await self._swap.unload(request.name, digest=request.digest))
 
-    async def SetDefaultModel(self, data: bytes, context: Context) -> pb.SetDefaultModelResponse:  # noqa: N802
+    async def SetDefaultModel(self, data: bytes, context: Context) -> pb.SetDefaultModelResponse:  # noqa: N802  # its name
         """Makes a model its pair's default; see the interface."""
         async with self._call(context, "SetDefaultModel"):
             request = parse(pb.SetDefaultModelRequest, data)

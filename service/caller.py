@@ -76,9 +76,9 @@ class OpenAccess:
     async def caller_of(
         self,
         metadata: Iterable[tuple[str, str | bytes]],
-        auth_context: Mapping[str, Iterable[bytes]],  # noqa: ARG002
+        auth_context: Mapping[str, Iterable[bytes]],  # noqa: ARG002  # of the protocol
         *,
-        method: str,  # noqa: ARG002
+        method: str,  # noqa: ARG002  # of the protocol
     ) -> Caller:
         """See `Access`: whom `x-caller-id` names.
 

@@ -21,7 +21,7 @@ class _Reflection:
         self._servicer = cast(Any, reflection).aio.ReflectionServicer(names)
         self._calls = calls
 
-    async def ServerReflectionInfo(self, request_iterator: Any, context: Context) -> AsyncIterator[Any]:  # noqa: N802
+    async def ServerReflectionInfo(self, request_iterator: Any, context: Context) -> AsyncIterator[Any]:  # noqa: N802  # its name
         """See the interface."""
         async with self._calls.question(context, method="ServerReflectionInfo"):
             async for reply in self._servicer.ServerReflectionInfo(request_iterator, context):
